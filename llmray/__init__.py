@@ -1,0 +1,1 @@
+"""llmray: the whole life of a language model on Ray."""

@@ -1,0 +1,70 @@
+"""Join the Ray cluster that `RAY_ADDRESS` names, or start a local one for as long as this process lives.
+
+Job scripts call `connect()` and nothing else, so the same script runs directly and through `ray job submit` (which sets
+`RAY_ADDRESS` in the driver; a key set both by the job and here would make `ray.init` raise).
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from llmray.errors import UnavailableError
+
+log = logging.getLogger(__name__)
+
+WORKER_ENV = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Set before a local cluster starts, so that its workers inherit them: one thread a worker (two OpenMP teams on two
+busy cores collapse), Train polls five times a second, nothing reports home."""
+
+
+def connect(*, num_cpus: int | None = None) -> None:
+    """Make sure that this process talks to a Ray cluster; a second call does nothing.
+
+    Args:
+        num_cpus: cores that a local cluster offers; None for all of this machine.
+
+    Raises:
+        UnavailableError: `RAY_ADDRESS` names a cluster that does not answer.
+    """
+    for name, value in WORKER_ENV.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address, log_to_driver=True)
+            log.info("joined the Ray cluster at %s", address)
+        else:
+            # Tune's early stops hand their placement groups back only while the dashboard runs.
+            ray.init("local", num_cpus=num_cpus, include_dashboard=True, log_to_driver=False)
+            log.info("started a local Ray cluster with %g cores", ray.cluster_resources().get("CPU", 0))
+    except (ConnectionError, TimeoutError, RuntimeError, OSError) as error:
+        where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray cluster"
+        raise UnavailableError(f"{where} cannot be reached: {error}; start it, or unset RAY_ADDRESS") from error
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """A connection for the length of a block; what was there before stays."""
+    import ray
+
+    ours = not ray.is_initialized()
+    connect()
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
