@@ -6,7 +6,18 @@ import time
 import warnings
 from collections.abc import Sequence
 
-NOISY = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve", "httpx", "deepspeed", "transformers", "torch", "alembic")
+NOISY = (
+    "ray",
+    "ray.data",
+    "ray.train",
+    "ray.tune",
+    "ray.serve",
+    "httpx",
+    "deepspeed",
+    "transformers",
+    "torch",
+    "alembic",
+)
 
 
 def setup(level: int = logging.INFO) -> None:

@@ -1,14 +1,17 @@
 """One way to turn a config dataclass into flags, YAML and help: jsonargparse, asked in one place.
 
-`--config file.yaml` and `--train.lr 1e-4` fill the same frozen dataclass; the one-line docstring under each field is its
-help text. Rejected: tyro (no layered YAML files), Hydra (its own working folders and a second config language).
+`--config file.yaml` and `--train.lr 1e-4` fill the same frozen dataclass; the one-line docstring under each field is
+its help text. Rejected: tyro (no layered YAML files), Hydra (its own working folders and a second config language).
 """
 
+import dataclasses
+import json
 import sys
+import typing
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from llmray.errors import ConfigError, LLMRayError
+from llmray.errors import ConfigError, LLMRayError, UserError
 
 Config = TypeVar("Config")
 
@@ -29,13 +32,13 @@ def parse(config_type: type[Config], argv: Sequence[str] | None, *, prog: str, d
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with these options; later flags win")
-    parser.add_class_arguments(config_type, as_group=False)
+    _add_fields(parser, config_type, prefix=None)
+    arguments = _gather_lists(list(sys.argv[1:] if argv is None else argv), config_type)
     try:
-        namespace = parser.parse_args(None if argv is None else list(argv))
-        namespace.pop("config", None)
-        return config_type(**parser.instantiate_classes(namespace).as_dict())
-    except ArgumentError as error:
-        raise ConfigError(f"{error} (see {prog} --help)") from error
+        values = parser.parse_args(arguments).as_dict()
+    except (ArgumentError, OSError) as error:
+        raise ConfigError(f"{_first_lines(error)} (see {prog} --help)") from error
+    return typing.cast("Config", _build(config_type, values))
 
 
 def run_job(
@@ -54,3 +57,90 @@ def run_job(
         print(f"{prog}: stopped; the same command goes on from the last finished step", file=sys.stderr)
         return 130
     return 0
+
+
+def _add_fields(parser: Any, config_type: type, *, prefix: str | None) -> None:
+    nested = _nested(config_type)
+    parser.add_class_arguments(config_type, prefix, skip=set(nested))
+    for name, inner in nested.items():
+        dotted = f"{prefix}.{name}" if prefix else name
+        _add_fields(parser, inner, prefix=dotted)
+        parser.set_defaults({f"{dotted}.{key}": value for key, value in _preset(config_type, name).items()})
+
+
+def _preset(config_type: type, name: str) -> dict[str, Any]:
+    """What a nested config's default sets differently from its own defaults."""
+    field = next(field for field in dataclasses.fields(config_type) if field.name == name)
+    if field.default_factory is dataclasses.MISSING:
+        return {}
+    default = field.default_factory()
+    return {
+        inner.name: getattr(default, inner.name)
+        for inner in dataclasses.fields(default)
+        if not dataclasses.is_dataclass(getattr(default, inner.name))
+    }
+
+
+def _build(config_type: type, values: dict[str, Any]) -> Any:
+    nested = _nested(config_type)
+    arguments = {
+        field.name: _build(nested[field.name], values[field.name])
+        if field.name in nested
+        else _tuple_if_asked(values[field.name], field.default)
+        for field in dataclasses.fields(config_type)
+    }
+    try:
+        return config_type(**arguments)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _tuple_if_asked(value: Any, default: Any) -> Any:
+    return tuple(value) if isinstance(default, tuple) and isinstance(value, list) else value
+
+
+def _nested(config_type: type) -> dict[str, type]:
+    hints = typing.get_type_hints(config_type)
+    return {
+        field.name: hints[field.name]
+        for field in dataclasses.fields(config_type)  # type: ignore[arg-type]
+        if dataclasses.is_dataclass(hints[field.name])
+    }
+
+
+def _gather_lists(arguments: list[str], config_type: type) -> list[str]:
+    """Let a list option take several words, as in `--sources a.jsonl b.parquet`."""
+    flags = {f"--{name}" for name in _list_names(config_type)}
+    gathered: list[str] = []
+    at = 0
+    while at < len(arguments):
+        word = arguments[at]
+        at += 1
+        gathered.append(word)
+        if word in flags:
+            words = []
+            while at < len(arguments) and not arguments[at].startswith("--"):
+                words.append(arguments[at])
+                at += 1
+            bracketed = len(words) == 1 and words[0].startswith("[")
+            gathered.append(words[0] if bracketed else json.dumps(words))
+    return gathered
+
+
+def _list_names(config_type: type, prefix: str = "") -> list[str]:
+    nested = _nested(config_type)
+    names = [
+        prefix + name
+        for name, hint in typing.get_type_hints(config_type).items()
+        if typing.get_origin(hint) in (list, tuple)
+    ]
+    for name, inner in nested.items():
+        names += _list_names(inner, f"{prefix}{name}.")
+    return names
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])

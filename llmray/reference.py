@@ -53,5 +53,7 @@ def check_name(name: str) -> str:
         InputError: other characters than lower-case letters, digits, dot, dash and underscore, or over 100 of them.
     """
     if not re.fullmatch(_NAME, name):
-        raise InputError(f"{name!r} cannot be a name: use up to 100 lower-case letters, digits, dots, dashes, underscores")
+        raise InputError(
+            f"{name!r} cannot be a name: use up to 100 lower-case letters, digits, dots, dashes, underscores"
+        )
     return name

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from llmray.digest import digest_bytes
+from llmray.digest import digest_bytes, digest_file
 from llmray.errors import InputError, NotFoundError, UnavailableError
 
 _DISK_TROUBLE = {
@@ -102,6 +102,14 @@ def open_read(uri: str) -> Iterator[IO[bytes]]:
         raise NotFoundError(f"{uri} does not exist") from error
     with file:
         yield file
+
+
+def content_tag(uri: str) -> str:
+    """What changes when a file's content does: its SHA-256 for a local file, what the store itself says elsewhere."""
+    if is_local(uri):
+        return digest_file(local_path(uri))
+    system, path = _system(uri)
+    return str(system.ukey(path))
 
 
 def read_bytes(uri: str) -> bytes:

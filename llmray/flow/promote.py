@@ -1,0 +1,128 @@
+"""The only way to `production`: an evaluation, a paired test against what is there, and an event that can be undone.
+
+The evidence is an evaluation artifact of the candidate. The baseline is the model that the alias points at, or, where
+nothing is in production yet, the model that the candidate was made from; it is evaluated on the same items with the
+same settings if it has not been. The decision itself is `llmray.evaluate.gate`.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmray import artifact as artifacts
+from llmray.artifact import Artifact
+from llmray.errors import GateRefusedError, InputError
+from llmray.evaluate.gate import GatePolicy, Hold, decide
+from llmray.evaluate.scores import load_scores
+from llmray.flow.inputs import resolve
+from llmray.flow.run import open_run
+from llmray.flow.stages.evaluate import EvaluateConfig, evaluate
+from llmray.registry.registry import Registry
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    promoted: bool
+    reasons: tuple[str, ...]
+    """What stood against it; empty when promoted."""
+    evidence: Mapping[str, Any]
+    """Per task the difference with its interval and p-values: see `llmray.evaluate.gate`."""
+
+
+def weigh(
+    registry: Registry, candidate: Artifact, *, name: str, alias: str, evidence: Artifact, policy: GatePolicy
+) -> Verdict:
+    """Hold a candidate against the baseline without moving anything.
+
+    Raises:
+        InputError: the evidence is about another model, or there is nothing to compare with.
+    """
+    if evidence.parents.get("model") != candidate.digest:
+        raise InputError(f"the evidence {evidence.digest[:12]} is not about model {candidate.digest[:12]}: evaluate it first")
+    baseline = _baseline(registry, candidate, name=name, alias=alias)
+    data = resolve(registry, evidence.parents["data"], kind="dataset")
+    settings = EvaluateConfig(**evidence.config["evaluate"])
+    against = evaluate(model=baseline, data=data, config=settings)
+    decision = decide(load_scores(evidence.uri), load_scores(against.uri), policy)
+    facts = {
+        **decision.evidence,
+        "candidate": candidate.digest,
+        "baseline": baseline.digest,
+        "candidate_evaluation": evidence.digest,
+        "baseline_evaluation": against.digest,
+    }
+    reasons = decision.reasons if isinstance(decision, Hold) else ()
+    return Verdict(promoted=not reasons, reasons=tuple(reasons), evidence=facts)
+
+
+def promote(
+    registry: Registry,
+    reference: str,
+    *,
+    to: str = "production",
+    evidence: str,
+    actor: str,
+    name: str | None = None,
+    policy: GatePolicy | None = None,
+) -> Verdict:
+    """Move an alias to a model if the gate allows it.
+
+    Args:
+        reference: the candidate: `name@alias`, `name:version` or a digest.
+        to: the alias that moves.
+        evidence: digest or URI of the candidate's evaluation.
+        actor: who asks; kept with the event.
+        name: name whose alias moves; the candidate's own by default.
+
+    Raises:
+        GateRefusedError: the evidence does not allow it; nothing moved.
+        InputError: the candidate has no name, or the evidence is about another model.
+    """
+    record = registry.resolve(reference, "model")
+    owner = name or record.name
+    if owner is None:
+        raise InputError(f"{reference} has no name, so no alias can point at it: register it under one first")
+    candidate = artifacts.load(record.uri)
+    with open_run("promote", config={"candidate": candidate.digest, "to": to}):
+        verdict = weigh(
+            registry,
+            candidate,
+            name=owner,
+            alias=to,
+            evidence=resolve(registry, evidence, kind="evaluation"),
+            policy=policy or GatePolicy(),
+        )
+        settle(registry, candidate, verdict, name=owner, alias=to, actor=actor)
+    return verdict
+
+
+def settle(registry: Registry, candidate: Artifact, verdict: Verdict, *, name: str, alias: str, actor: str) -> None:
+    """Carry out a verdict: an alias event, or a refusal.
+
+    Raises:
+        GateRefusedError: the verdict is no.
+    """
+    if not verdict.promoted:
+        registry.add_event("gate.refused", candidate.digest, dict(verdict.evidence))
+        raise GateRefusedError(f"{name}@{alias} stays where it is: " + "; ".join(verdict.reasons))
+    if registry.alias(name, alias, "model") == candidate.digest:
+        log.info("%s@%s already points at %s", name, alias, candidate.digest[:12])
+        return
+    registry.move_alias(
+        name, alias, candidate.digest, kind="model", actor=actor, reason="passed the gate", evidence=verdict.evidence
+    )
+    log.info("%s@%s now points at %s", name, alias, candidate.digest[:12])
+
+
+def _baseline(registry: Registry, candidate: Artifact, *, name: str, alias: str) -> Artifact:
+    """What production was when this candidate first came to it, what it is now, or what the candidate was made from."""
+    for event in registry.alias_events(name, alias, "model"):
+        if event.digest == candidate.digest and event.evidence:
+            return resolve(registry, event.evidence["baseline"], kind="model")
+    there = registry.alias(name, alias, "model") or candidate.parents.get("base")
+    if there is None:
+        raise InputError(f"nothing to compare {candidate.digest[:12]} with: {name}@{alias} is not set and it has no base model")
+    return resolve(registry, there, kind="model")

@@ -1,0 +1,108 @@
+"""A run: one call of a job, a pipeline or an SDK function, with the registry open beside it.
+
+`open_run` makes the run current for the block; steps find it there. A step called with no run around it opens one of
+its own, so a single SDK call is recorded as faithfully as a pipeline.
+"""
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from llmray.errors import GateRefusedError, UserError
+from llmray.registry.registry import Registry
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    id: str
+    name: str
+    registry: Registry
+    actor: str
+    """Who started it: the user's name on this machine, unless told otherwise."""
+
+
+_current: ContextVar[Run | None] = ContextVar("llmray_run", default=None)
+
+
+def current_run() -> Run | None:
+    """The run around the caller, or None."""
+    return _current.get()
+
+
+@contextmanager
+def open_run(name: str, *, config: Mapping[str, Any] | None = None, run_id: str | None = None) -> Iterator[Run]:
+    """Record a run for the length of a block; inside another run, that one goes on.
+
+    Args:
+        name: what it does, such as `curate`.
+        config: its settings, kept with it.
+        run_id: a chosen id; inside a Ray job the submission id, so that submitting twice is one run.
+    """
+    if (outer := _current.get()) is not None:
+        yield outer
+        return
+    with Registry.open() as registry:
+        identity = run_id or os.environ.get("LLMRAY_RUN_ID") or new_run_id()
+        actor = os.environ.get("LLMRAY_ACTOR") or os.environ.get("USER") or f"uid-{os.getuid()}"
+        registry.start_run(name, config=config or {}, run_id=identity, actor=actor)
+        token = _current.set(Run(id=identity, name=name, registry=registry, actor=actor))
+        status, problem = "failed", None
+        try:
+            yield _current.get()  # type: ignore[misc]
+            status = "done"
+        except GateRefusedError as error:
+            status, problem = "refused", str(error)
+            raise
+        except KeyboardInterrupt:
+            status = "stopped"
+            raise
+        except BaseException as error:
+            problem = str(error) if isinstance(error, UserError) else repr(error)
+            raise
+        finally:
+            _current.reset(token)
+            registry.finish_run(identity, status, error=problem)
+
+
+def new_run_id() -> str:
+    """A readable id that sorts by time: `20260131-154500-3f9a`."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def lease_owner() -> str:
+    """Names this process on this machine, so that another can tell whether it still lives."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def is_dead(owner: str) -> bool:
+    """Whether the owner of a lease was a process of this machine that has ended."""
+    host, pid, started = owner.rsplit(":", 2)
+    return host == socket.gethostname() and _started(int(pid)) != started
+
+
+def _started(pid: int) -> str:
+    """When a process started, in clock ticks since boot (proc(5), field 22); empty when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+            return file.read().rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return "running" if not os.path.exists("/proc/self") and _answers(pid) else ""  # noqa: PTH110
+
+
+def _answers(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

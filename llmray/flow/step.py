@@ -1,0 +1,261 @@
+"""A step: an ordinary function whose result is kept, whose inputs are remembered, and which never runs twice in vain.
+
+    @step(resources=Resources(cpu=2))
+    def clean(data: Artifact, *, threshold: float) -> Artifact: ...
+
+Called inside a run (or alone), it looks its key up in the cache; on a miss it takes a lease, so that two runs do not
+compute the same thing twice, runs as a Ray task with those resources (or in this process when it has none, as the
+steps do that drive Ray themselves), and records result, lineage and cost. A hit whose bytes are gone is a loud miss.
+Rejected: a graph declared beforehand (Airflow, KFP): ordinary Python already has loops and conditions.
+"""
+
+import functools
+import inspect
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from llmray import artifact as artifacts
+from llmray import cluster, storage
+from llmray.artifact import Artifact
+from llmray.errors import InputError, NotFoundError
+from llmray.flow.identity import cache_key, identity_fields
+from llmray.flow.run import Run, is_dead, lease_owner, open_run
+from llmray.resources import Resources
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+LEASE_S = 30.0
+
+
+@dataclass(kw_only=True, slots=True)
+class Spend:
+    """What a step used; engines that start workers of their own add to it."""
+
+    core_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Work:
+    """What the body of a running step can ask for."""
+
+    folder: Path
+    spend: Spend = field(default_factory=Spend)
+
+
+_work: ContextVar[_Work | None] = ContextVar("llmray_work", default=None)
+
+
+def charge(*, core_seconds: float, gpu_seconds: float = 0.0) -> None:
+    """Add to the cost of the step that is running; without one, nothing is charged."""
+    if (work := _work.get()) is not None:
+        work.spend.core_seconds += core_seconds
+        work.spend.gpu_seconds += gpu_seconds
+
+
+def work_folder() -> Path:
+    """A folder that belongs to this step and these inputs, still there when the step is killed and started again.
+
+    Raises:
+        InputError: no step is running.
+    """
+    if (work := _work.get()) is None:
+        raise InputError("work_folder() is for the body of a @step")
+    work.folder.mkdir(parents=True, exist_ok=True)
+    return work.folder
+
+
+class Step(Generic[P, R]):
+    """A function with a cache around it; `step.function` is the function itself."""
+
+    def __init__(self, function: Callable[P, R], *, name: str, version: int, resources: Resources | None) -> None:
+        self.function = function
+        self.name = name
+        self.version = version
+        self.resources = resources
+        self._signature = inspect.signature(function)
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        fields = identity_fields(self.name, self.version, self.function, bound.arguments)
+        with open_run(self.name, config=fields) as run:
+            key = cache_key(fields)
+            hit, value = self._cached(run, key, fields)
+            if hit:
+                return value
+            with _lease(run, key, self.name):
+                hit, value = self._cached(run, key, fields)
+                return value if hit else self._compute(run, key, fields, bound)
+
+    def _cached(self, run: Run, key: str, fields: Mapping[str, str]) -> tuple[bool, Any]:
+        entry = run.registry.cache_get(key)
+        if entry is None:
+            return False, None
+        try:
+            value = _decode(entry.outputs)
+        except NotFoundError as error:
+            log.warning("%s: the cache knows this result but %s; running again", self.name, error)
+            return False, None
+        record = run.registry.start_step(run.id, self.name, key=key, fields=dict(fields))
+        run.registry.finish_step(record, "cached", outputs=entry.outputs, seconds=0.0)
+        log.info("%-10s unchanged: cache hit %s", self.name, key[:12])
+        return True, value
+
+    def _compute(self, run: Run, key: str, fields: Mapping[str, str], bound: inspect.BoundArguments) -> R:
+        log.info("%-10s starts", self.name)
+        record = run.registry.start_step(run.id, self.name, key=key, fields=dict(fields))
+        folder = storage.local_home() / "work" / f"{self.name}-{key[:24]}"
+        started = time.monotonic()
+        try:
+            if self.resources is None:
+                value, spend = _run_body(self.function, bound.args, bound.kwargs, folder)
+            else:
+                value, spend = _run_on_ray(self.function, bound.args, bound.kwargs, folder, self.resources)
+            seconds = time.monotonic() - started
+            outputs = _encode(value)
+            for made in _artifacts_in(value):
+                run.registry.put_artifact(made, run_id=run.id)
+        except BaseException:
+            run.registry.finish_step(record, "failed", outputs=None, seconds=time.monotonic() - started)
+            raise
+        if self.resources is not None:
+            spend.core_seconds += self.resources.cpu * seconds
+            spend.gpu_seconds += self.resources.gpu * seconds
+        run.registry.cache_put(key, step=self.name, fields=dict(fields), outputs=outputs)
+        run.registry.add_spend(run.id, self.name, core_seconds=spend.core_seconds, gpu_seconds=spend.gpu_seconds)
+        run.registry.finish_step(record, "done", outputs=outputs, seconds=seconds)
+        storage.remove(str(folder))
+        log.info("%-10s done in %.1f s (%.0f core-seconds)", self.name, seconds, spend.core_seconds)
+        return value
+
+
+def step(
+    *, resources: Resources | None = None, version: int = 1, name: str | None = None
+) -> Callable[[Callable[P, R]], Step[P, R]]:
+    """Turn a function into a step.
+
+    Args:
+        resources: run as a Ray task that holds these; None runs in the calling process, for a function that drives
+            Ray itself.
+        version: raise it to discard what was cached, when something outside the code has changed.
+        name: how the registry calls it; the function's name by default.
+
+    The function's arguments and result are artifacts, dataclasses, and plain JSON values.
+    """
+
+    def wrap(function: Callable[P, R]) -> Step[P, R]:
+        return Step(function, name=name or function.__name__, version=version, resources=resources)
+
+    return wrap
+
+
+def _run_body(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], folder: Path
+) -> tuple[Any, Spend]:
+    work = _Work(folder=folder)
+    token = _work.set(work)
+    try:
+        return function(*args, **kwargs), work.spend
+    finally:
+        _work.reset(token)
+
+
+def _run_on_ray(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], folder: Path, resources: Resources
+) -> tuple[Any, Spend]:
+    cluster.connect()
+    import ray
+
+    task = ray.remote(_run_body).options(**resources.ray_options(), name=getattr(function, "__name__", "step"))
+    try:
+        return ray.get(task.remote(function, args, kwargs, folder))
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else error) from error
+
+
+@contextmanager
+def _lease(run: Run, key: str, name: str) -> Iterator[None]:
+    """Hold the only right to compute a key; wait while a living process has it."""
+    owner = lease_owner()
+    waiting = False
+    while not run.registry.acquire_lease(key, owner, LEASE_S, datetime.now(UTC)):
+        holder = run.registry.lease_owner(key)
+        if holder is not None and is_dead(holder):
+            run.registry.release_lease(key, holder)
+            continue
+        if not waiting:
+            log.info("%-10s is being computed by %s: waiting for its result", name, holder)
+            waiting = True
+        time.sleep(0.5)
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(LEASE_S / 3):
+            run.registry.renew_lease(key, owner, LEASE_S, datetime.now(UTC))
+
+    keeper = threading.Thread(target=renew, name=f"lease-{name}", daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        done.set()
+        keeper.join()
+        run.registry.release_lease(key, owner)
+
+
+def _encode(value: Any) -> dict[str, Any]:
+    return {"value": _to_json(value)}
+
+
+def _to_json(value: Any) -> Any:
+    match value:
+        case Artifact():
+            return {"$artifact": value.uri, "digest": value.digest}
+        case None | bool() | int() | float() | str():
+            return value
+        case Mapping():
+            return {str(key): _to_json(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_to_json(item) for item in value]
+    raise InputError(f"a step returned {type(value).__name__}: return artifacts and plain JSON values")
+
+
+def _decode(outputs: Mapping[str, Any]) -> Any:
+    return _from_json(outputs["value"])
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if "$artifact" in value:
+            found = artifacts.load(value["$artifact"])
+            if lost := artifacts.missing(found):
+                raise NotFoundError(f"{found.uri} has lost {', '.join(lost[:3])}")
+            return found
+        return {key: _from_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    return value
+
+
+def _artifacts_in(value: Any) -> Iterator[Artifact]:
+    if isinstance(value, Artifact):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _artifacts_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _artifacts_in(item)
