@@ -1,0 +1,1 @@
+"""Alembic migrations. A released one is never edited: a change to the tables is a new file in `versions/`."""

@@ -1,0 +1,141 @@
+"""Prompts: versioned message templates. Labels such as `ask-docs@production` are aliases of kind `prompt`.
+
+Placeholders are Python's own format fields, `{name}`, and nothing more: attribute and index access (`{user.key}`) would
+let a template read what it was not given. Rejected: Jinja (a language to sandbox, for what is nearly always a
+substitution).
+"""
+
+from collections.abc import Mapping, Sequence
+from string import Formatter
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, select
+
+from llmray.digest import digest_of
+from llmray.errors import InputError, NotFoundError
+from llmray.reference import check_name, parse_reference
+from llmray.registry import schema
+from llmray.registry.aliases import current, lock_name, write_move
+from llmray.registry.database import Part
+from llmray.registry.records import PromptRecord
+
+_KIND = "prompt"
+
+
+class Prompts(Part):
+    def put_prompt(
+        self,
+        name: str,
+        *,
+        messages: Sequence[Mapping[str, str]],
+        settings: Mapping[str, Any],
+        message: str,
+        author: str,
+    ) -> PromptRecord:
+        """Register a prompt: the next version, or the version that has this content already; `latest` moves to it.
+
+        Raises:
+            InputError: the name cannot be one, there is no message, or a placeholder is malformed.
+        """
+        check_name(name)
+        plain = [{"role": entry["role"], "content": entry["content"]} for entry in messages]
+        names = variables(plain)
+        digest = digest_of({"messages": plain, "settings": settings})
+        table = schema.prompts
+        with self._db.write() as connection:
+            lock_name(self._db, connection, _KIND, name)
+            row = connection.execute(select(table).filter_by(name=name, digest=digest)).first()
+            if row is None:
+                newest = connection.execute(select(func.max(table.c.version)).filter_by(name=name)).scalar() or 0
+                row = connection.execute(
+                    insert(table)
+                    .values(
+                        name=name,
+                        version=newest + 1,
+                        digest=digest,
+                        messages=plain,
+                        variables=names,
+                        settings=settings,
+                        message=message,
+                        author=author,
+                        created_at=self._db.now(),
+                    )
+                    .returning(table)
+                ).one()
+            if current(connection, _KIND, name, "latest") != digest:
+                moved = {"alias": "latest", "digest": digest, "actor": author, "reason": message}
+                write_move(self._db, connection, kind=_KIND, name=name, **moved)
+            return _record(row)
+
+    def prompt(self, reference: str) -> PromptRecord:
+        """The prompt that `name@alias`, `name:version` or a digest names.
+
+        Raises:
+            InputError: no reference.
+            NotFoundError: nothing goes by it; the message says what exists.
+        """
+        parsed = parse_reference(reference)
+        table = schema.prompts
+        query = select(table).order_by(table.c.created_at.desc(), table.c.version.desc())
+        with self._db.read() as connection:
+            if parsed.digest is not None:
+                query = query.where(table.c.digest.startswith(parsed.digest, autoescape=True))
+            elif parsed.version is not None:
+                query = query.filter_by(name=parsed.name, version=parsed.version)
+            else:
+                digest = current(connection, _KIND, parsed.name or "", parsed.alias or "")
+                query = query.filter_by(name=parsed.name, digest=digest)
+            row = connection.execute(query.limit(1)).first()
+            if row is None:
+                raise NotFoundError(_what_exists(connection, reference, parsed.name))
+            return _record(row)
+
+    def prompts(self, name: str | None = None) -> list[PromptRecord]:
+        """Every version of every prompt, or of one, sorted by name, newest version first."""
+        table = schema.prompts
+        query = select(table).order_by(table.c.name, table.c.version.desc())
+        if name is not None:
+            query = query.filter_by(name=name)
+        with self._db.read() as connection:
+            return [_record(row) for row in connection.execute(query)]
+
+
+def variables(messages: Sequence[Mapping[str, str]]) -> list[str]:
+    """Names of the placeholders, in order of appearance.
+
+    Raises:
+        InputError: no messages, or a placeholder that is no plain `{name}`.
+    """
+    if not messages:
+        raise InputError("a prompt needs at least one message")
+    found: dict[str, None] = {}
+    for entry in messages:
+        try:
+            parts = list(Formatter().parse(entry["content"]))
+        except ValueError as error:
+            raise InputError(f"a prompt's message has a stray brace ({error}): write {{{{ or }}}} for one") from error
+        for _, name, spec, conversion in parts:
+            if name is None:
+                continue
+            if not name.isidentifier() or spec or conversion:
+                raise InputError(f"{{{name}}} is no placeholder: use a plain {{name}}, or {{{{ and }}}} for braces")
+            found[name] = None
+    return list(found)
+
+
+def _record(row: Row[Any]) -> PromptRecord:
+    return PromptRecord(**row._mapping)
+
+
+def _what_exists(connection: Connection, reference: str, name: str | None) -> str:
+    table = schema.prompts
+    names = list(connection.execute(select(table.c.name).distinct().order_by(table.c.name)).scalars())
+    if name not in names:
+        listed = f"there are {', '.join(names[:10])}" if names else "there is no prompt yet"
+        return f"prompt {reference} does not exist: {listed}"
+    labels = select(schema.aliases.c.alias).filter_by(kind=_KIND, name=name).order_by(schema.aliases.c.alias)
+    newest = connection.execute(select(func.max(table.c.version)).filter_by(name=name)).scalar()
+    return (
+        f"prompt {reference} does not exist: {name} has versions up to {newest} and the aliases "
+        f"{', '.join(connection.execute(labels).scalars())}"
+    )
