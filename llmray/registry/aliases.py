@@ -1,8 +1,8 @@
 """Aliases: names such as `chat@production` that move, and the log of every move.
 
 The log is append-only (a trigger holds that) and the alias is what its last event says. A move puts a digest on a
-stack, a rollback takes the top off: rolling back twice goes back two digests, and never returns to one that was rolled back
-from. `production` of a model moves only with evidence whose decision is to promote; a rollback needs none, since
+stack, a rollback takes the top off: rolling back twice goes back two digests, and never returns to one that was rolled
+back from. `production` of a model moves only with evidence whose decision is to promote; a rollback needs none, since
 everything on the stack came through the gate before. Rejected: rollback to "the event before the last one", which
 toggles between two versions.
 """

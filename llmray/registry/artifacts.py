@@ -111,8 +111,16 @@ def _next_version(database: Database, connection: Connection, artifact: Artifact
             )
         )
     if current(connection, artifact.kind, name, "latest") != artifact.digest:
-        moved = {"alias": "latest", "digest": artifact.digest, "actor": "registry", "reason": f"version {version}"}
-        write_move(database, connection, **place, **moved)
+        write_move(
+            database,
+            connection,
+            kind=artifact.kind,
+            name=name,
+            alias="latest",
+            digest=artifact.digest,
+            actor="registry",
+            reason=f"version {version}",
+        )
     return version
 
 

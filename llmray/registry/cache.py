@@ -49,6 +49,11 @@ class Cache(Part):
         with self._db.write() as connection:
             return affected(connection, held.values(expires_at=moment + timedelta(seconds=ttl_s))) == 1
 
+    def lease_owner(self, key: str) -> str | None:
+        """Who took a lease last and has not given it back, over or not; None if it is free."""
+        with self._db.read() as connection:
+            return connection.execute(select(schema.leases.c.owner).filter_by(key=key)).scalar()
+
     def release_lease(self, key: str, owner: str) -> None:
         """Give a lease back; nothing happens if it is not the owner's."""
         with self._db.write() as connection:

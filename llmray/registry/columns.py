@@ -14,6 +14,8 @@ from typing import Any
 from sqlalchemy import DateTime, Dialect, Text
 from sqlalchemy.types import TypeDecorator
 
+from llmray.errors import InputError
+
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -27,7 +29,7 @@ class UtcTime(TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise TypeError(f"the registry keeps times with a timezone; {value!r} has none")
+            raise InputError(f"the registry keeps moments with a timezone: {value!r} has none")
         return value.astimezone(UTC)
 
     def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
@@ -51,9 +53,12 @@ def to_json(value: Any) -> str:
     """Encode for a JSON column.
 
     Raises:
-        ValueError: a number that is not finite.
+        InputError: a number that is not finite, or a value of a type that JSON does not have.
     """
-    return json.dumps(value, separators=(",", ":"), allow_nan=False, default=_plain)
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the registry cannot keep this as JSON: {error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -87,8 +87,8 @@ class Database:
                 f"the registry at {self} is not available: all connections of this process are busy: try again"
             ) from error
         except failures.StatementError as error:
-            if isinstance(error.orig, TypeError | ValueError):
-                raise InputError(f"the registry cannot keep this: {error.orig}") from error
+            if isinstance(error.orig, InputError):  # raised by one of our column types
+                raise error.orig from error
             raise
 
 
@@ -132,11 +132,11 @@ def upsert(connection: Connection, table: Table, row: Mapping[str, Any], *, wher
         set_={name: statement.excluded[name] for name in row if name not in keys},
         where=where,
     )
-    return affected(connection, statement) == 1
+    return connection.execute(statement.returning(*table.primary_key)).first() is not None
 
 
 def affected(connection: Connection, statement: Executable) -> int:
-    """Run an INSERT, UPDATE or DELETE and say how many rows it touched."""
+    """Run an UPDATE or DELETE and say how many rows it touched."""
     return connection.execute(statement).rowcount
 
 

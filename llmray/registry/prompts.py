@@ -38,6 +38,8 @@ class Prompts(Part):
             InputError: the name cannot be one, there is no message, or a placeholder is malformed.
         """
         check_name(name)
+        if not all({"role", "content"} <= entry.keys() for entry in messages):
+            raise InputError("every message of a prompt needs role and content")
         plain = [{"role": entry["role"], "content": entry["content"]} for entry in messages]
         names = variables(plain)
         digest = digest_of({"messages": plain, "settings": settings})
@@ -63,8 +65,16 @@ class Prompts(Part):
                     .returning(table)
                 ).one()
             if current(connection, _KIND, name, "latest") != digest:
-                moved = {"alias": "latest", "digest": digest, "actor": author, "reason": message}
-                write_move(self._db, connection, kind=_KIND, name=name, **moved)
+                write_move(
+                    self._db,
+                    connection,
+                    kind=_KIND,
+                    name=name,
+                    alias="latest",
+                    digest=digest,
+                    actor=author,
+                    reason=message,
+                )
             return _record(row)
 
     def prompt(self, reference: str) -> PromptRecord:
