@@ -1,0 +1,193 @@
+"""The report as one HTML page that needs nothing but itself: figures, plots as SVG, examples of everything that went."""
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmray.data.report import Accounts, Histogram
+
+_STYLE = """
+:root{--ink:#1c2330;--soft:#5b6575;--line:#dde2ea;--paper:#fff;--before:#c3cedd;--kept:#2f7d5b;--rules:#c4642d;
+--exact:#5567b8;--near:#8f7cc9;--quarantined:#b03a48}
+*{box-sizing:border-box}body{margin:0;background:#f5f6f8;color:var(--ink);font:15px/1.5 system-ui,sans-serif}
+main{max-width:960px;margin:0 auto;padding:32px 24px 64px;background:var(--paper)}
+h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 10px}h3{font-size:15px;margin:22px 0 6px}
+p{margin:6px 0}.soft{color:var(--soft)}svg{max-width:100%;height:auto;display:block}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:5px 10px;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
+th:first-child,td:first-child{text-align:left}th{font-weight:600;color:var(--soft);font-size:13px}
+.tiles{display:flex;gap:12px;flex-wrap:wrap;margin:18px 0}
+.tile{flex:1 1 140px;border:1px solid var(--line);border-radius:8px;padding:10px 14px}
+.tile b{display:block;font-size:24px;font-variant-numeric:tabular-nums}
+.key{display:inline-block;width:11px;height:11px;border-radius:2px;margin:0 5px 0 14px;vertical-align:-1px}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f5f6f8;border-radius:6px;padding:8px 10px;margin:4px 0;
+font:12.5px/1.45 ui-monospace,monospace;max-height:11em;overflow:auto}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:10px}code{font:12.5px ui-monospace,monospace}
+"""
+_FATES = {
+    "kept": "kept",
+    "rules": "failed a rule",
+    "exact": "exact repeat",
+    "near": "near repeat",
+}
+
+
+def render(accounts: Accounts, examples: Mapping[str, Sequence[Mapping[str, Any]]], base: str) -> str:
+    """The page; `base` is the folder under which the sources lie."""
+    sections = [
+        f"<h1>What curation did</h1><p class=soft>{_text(accounts.summary())}. Sources under <code>{_text(base)}</code>.</p>",
+        _tiles(accounts),
+        "<h2>Where rows went, by kind</h2>",
+        _fate_bars(accounts.kinds),
+        "<h2>Why rows went</h2>",
+        _reasons(accounts),
+        "<h2>Length before and after</h2><p class=soft>Rows by length in characters; each bar is half an octave.</p>",
+        *(_lengths(kind, histogram, accounts.limits.get(kind)) for kind, histogram in accounts.histograms.items()),
+        "<h2>Repeats</h2>",
+        _dedup(accounts.dedup),
+        "<h2>Sources</h2>",
+        _table(["source", "in", "kept", "removed", "quarantined"], [[n, *c.values()] for n, c in accounts.sources.items()]),
+        _broken(accounts),
+        "<h2>Examples of what went</h2>",
+        *(_example(reason, rows) for reason, rows in examples.items()),
+    ]
+    body = "\n".join(sections)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>Curation report</title><style>{_STYLE}</style></head><body><main>\n{body}\n</main></body></html>\n"
+    )
+
+
+def _tiles(accounts: Accounts) -> str:
+    figures = {
+        "rows in": accounts.records,
+        "kept": accounts.kept,
+        "removed": accounts.removed,
+        "quarantined": accounts.quarantined,
+    }
+    tiles = "".join(
+        f"<div class=tile>{name}<b>{count:,}</b><span class=soft>{count / accounts.records:.1%}</span></div>"
+        for name, count in figures.items()
+    )
+    return f"<div class=tiles>{tiles}</div>"
+
+
+def _fate_bars(kinds: Mapping[str, Mapping[str, int]]) -> str:
+    width, left, height = 900, 110, 34
+    bars = []
+    for line, (kind, count) in enumerate(kinds.items()):
+        y, x = 6 + line * height, float(left)
+        bars.append(f'<text x="0" y="{y + 16}" font-size="14">{_text(kind)}</text>')
+        for fate, name in _FATES.items():
+            wide = (width - left) * count[fate] / max(1, count["in"])
+            title = f"{name}: {count[fate]:,} of {count['in']:,}"
+            bars.append(
+                f'<rect x="{x:.1f}" y="{y}" width="{wide:.1f}" height="24" fill="var(--{fate})"><title>{title}</title></rect>'
+            )
+            if wide > 52:
+                bars.append(f'<text x="{x + 6:.1f}" y="{y + 17}" font-size="12" fill="#fff">{count[fate]:,}</text>')
+            x += wide
+    legend = "".join(f'<span class=key style="background:var(--{fate})"></span>{name}' for fate, name in _FATES.items())
+    return f"<p>{legend}</p>{_svg(width, 6 + height * len(kinds), bars)}"
+
+
+def _reasons(accounts: Accounts) -> str:
+    counts = {**{f"{how} repeat": count for how, count in accounts.repeats.items()}, **accounts.rules}
+    counts = dict(sorted(((name, count) for name, count in counts.items() if count), key=lambda item: -item[1]))
+    if not counts:
+        return "<p>No row was removed.</p>"
+    width, left, height = 900, 210, 26
+    most = max(counts.values())
+    bars = []
+    for line, (name, count) in enumerate(counts.items()):
+        y, wide = line * height, (width - left - 90) * count / most
+        colour = name.split(" ")[0] if name.endswith(" repeat") else "rules"
+        bars.append(
+            f'<text x="0" y="{y + 16}" font-size="13.5">{_text(name)}</text>'
+            f'<rect x="{left}" y="{y + 3}" width="{max(wide, 1):.1f}" height="18" fill="var(--{colour})"/>'
+            f'<text x="{left + wide + 8:.1f}" y="{y + 17}" font-size="13">{count:,}</text>'
+        )
+    note = "<p class=soft>A row that failed several rules counts under each of them.</p>"
+    return _svg(width, height * len(counts), bars) + note
+
+
+def _lengths(kind: str, histogram: Histogram, limits: Mapping[str, float | None] | None) -> str:
+    first = next((at for at, count in enumerate(histogram.before) if count), 0)
+    last = max((at for at, count in enumerate(histogram.before) if count), default=0) + 1
+    edges, before, after = histogram.edges[first : last + 1], histogram.before[first:last], histogram.after[first:last]
+    width, height, left, foot = 900, 150, 60, 24
+    most = max(*before, 1)
+    each = (width - left) / max(1, len(before))
+    shapes = [f'<line x1="{left}" x2="{width}" y1="{height}" y2="{height}" stroke="var(--line)"/>']
+    shapes.append(f'<text x="{left - 8}" y="12" font-size="12" text-anchor="end" fill="var(--soft)">{most:,}</text>')
+    every = max(1, len(before) // 12)
+    for at, (was, now) in enumerate(zip(before, after, strict=True)):
+        x = left + at * each
+        title = f"{edges[at]:,} to {edges[at + 1] - 1:,} characters: {was:,} before, {now:,} after"
+        for count, colour in ((was, "before"), (now, "kept")):
+            tall = (height - 6) * count / most
+            shapes.append(
+                f'<rect x="{x + 1:.1f}" y="{height - tall:.1f}" width="{each - 2:.1f}" height="{tall:.1f}" '
+                f'fill="var(--{colour})"><title>{title}</title></rect>'
+            )
+        if at % every == 0:
+            shapes.append(f'<text x="{x:.1f}" y="{height + 16}" font-size="12" fill="var(--soft)">{edges[at]:,}</text>')
+    legend = '<span class=key style="background:var(--before)"></span>before<span class=key style="background:var(--kept)"></span>after'
+    usual = ""
+    if limits is not None and limits["high"] is not None:
+        usual = f"; usual, as learned from these rows: {limits['low'] or 0:,.0f} to {limits['high']:,.0f} characters"
+    return f"<h3>{_text(kind)} <span class=soft>{legend}{usual}</span></h3>{_svg(width, height + foot, shapes)}"
+
+
+def _dedup(dedup: Mapping[str, Any]) -> str:
+    return (
+        f"<p>{dedup['clusters']:,} clusters, the largest of {dedup['largest_cluster']:,} rows. Near repeats share "
+        f"{dedup['threshold']:.0%} of their word shingles or more, measured exactly on each of the "
+        f"{dedup['pairs_compared']:,} pairs that {dedup['bands']} bands of {dedup['rows_per_band']} MinHash rows brought "
+        f"together ({dedup['recall_at_threshold']:.1%} of the pairs at the threshold, by the S-curve). Pairs of crowded "
+        f"buckets left out: {dedup['pairs_skipped_in_hot_buckets']:,}.</p>"
+    )
+
+
+def _broken(accounts: Accounts) -> str:
+    parts = []
+    if accounts.quarantine:
+        shown = list(accounts.quarantine.items())[:20]
+        parts += ["<h2>Quarantined</h2>", _table(["reason", "records"], [[name, count] for name, count in shown])]
+    if accounts.losses:
+        rows = [[loss["source"], loss["reason"], loss["after_row"], loss.get("rows", "?")] for loss in accounts.losses]
+        parts += ["<h2>Could not be read</h2>", _table(["source", "reason", "after row", "rows lost"], rows)]
+    return "".join(parts)
+
+
+def _example(reason: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    shown = []
+    for row in rows:
+        where = f"{row['source']}, row {row['row']}, <code>{row['id'][:12]}</code>"
+        excerpt = f"<pre>{_text(row['excerpt']) or '(empty)'}</pre>"
+        if "repeats" in row:
+            other = row["repeats"]
+            shown.append(
+                f"<p class=soft>{where}: {row['similarity']:.0%} of the shingles of <code>{other['id'][:12]}</code> "
+                f"({_text(other['source'])}, row {other['row']}), which stayed (right)</p>"
+                f"<div class=pair>{excerpt}<pre>{_text(other['excerpt'])}</pre></div>"
+            )
+        else:
+            shown.append(f"<p class=soft>{where}: {row['value']:.4g}, limit {row['threshold']:.4g}</p>{excerpt}")
+    return f"<h3>{_text(reason)}</h3>{''.join(shown)}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    cells = "".join(
+        "<tr>" + "".join(f"<td>{f'{cell:,}' if isinstance(cell, int) else _text(str(cell))}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{cells}</table>"
+
+
+def _svg(width: int, height: int, shapes: Sequence[str]) -> str:
+    return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(shapes)}</svg>'
+
+
+def _text(value: str) -> str:
+    return html.escape(value)
