@@ -1,0 +1,119 @@
+"""A bounded queue from the request path to something slower: never blocks, counts what it drops, empties on a clean stop.
+
+The output log and the monitor's tap are both this. A request pays one append. Rejected: awaiting the sink in the request,
+an unbounded queue (memory grows while the sink is away), and a thread (the sink is asynchronous already).
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Generic, TypeVar
+
+from llmray.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+
+class Outbox(Generic[Item]):
+    def __init__(
+        self,
+        name: str,
+        send: Callable[[Sequence[Item]], Awaitable[None]],
+        *,
+        capacity: int = 10_000,
+        batch: int = 256,
+        interval_s: float = 0.2,
+        timeout_s: float = 10.0,
+        keep_trying: bool = True,
+    ) -> None:
+        """Send items in batches of at most `batch`, at most `interval_s` after they came.
+
+        Args:
+            send: must bear the same batch twice.
+            keep_trying: hold a batch that failed and send it again, until the queue is full; else drop it.
+        """
+        self.dropped = 0
+        """Items that came when the queue was full, or that could not be sent."""
+        self._name = name
+        self._send = send
+        self._capacity = capacity
+        self._batch = batch
+        self._interval_s = interval_s
+        self._timeout_s = timeout_s
+        self._keep_trying = keep_trying
+        self._waiting: deque[Item] = deque()
+        self._wake = asyncio.Event()
+        self._sending = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._together = True
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, item: Item) -> None:
+        """Queue an item, or count it as dropped."""
+        if len(self._waiting) >= self._capacity:
+            self.dropped += 1
+            return
+        self._waiting.append(item)
+        self._wake.set()
+
+    def start(self) -> None:
+        """Begin to send, on the running event loop."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name=f"outbox {self._name}")
+
+    async def flush(self) -> None:
+        """Send what is waiting now; what fails stays or is dropped, as everywhere."""
+        async with self._sending:
+            for _ in range(2 * len(self._waiting)):
+                if not self._waiting or not await self._send_one():
+                    break
+            self._together = True
+
+    async def close(self) -> None:
+        """Send what is left and stop; what cannot be sent is counted and logged."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        await self.flush()
+        if self._waiting:
+            self.dropped += len(self._waiting)
+            logger.error("%s: %d items could not be sent before the stop", self._name, len(self._waiting))
+            self._waiting.clear()
+
+    async def _run(self) -> None:
+        pause_s = self._interval_s
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(pause_s)
+            self._wake.clear()
+            await self.flush()
+            if self._waiting:
+                self._wake.set()
+                pause_s = min(pause_s * 2, 5.0)
+            else:
+                pause_s = self._interval_s
+
+    async def _send_one(self) -> bool:
+        batch = list(islice(self._waiting, self._batch if self._together else 1))
+        try:
+            await asyncio.wait_for(self._send(batch), self._timeout_s)
+        except Exception as error:
+            logger.warning("%s: %d items not sent: %s", self._name, len(batch), error)
+            if isinstance(error, UserError) and len(batch) > 1:
+                self._together = False  # one of them is refused: find it, and let the others pass
+                return True
+            if self._keep_trying and not isinstance(error, UserError):
+                return False
+            self.dropped += len(batch)
+        for _ in batch:
+            self._waiting.popleft()
+        return True

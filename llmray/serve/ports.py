@@ -1,0 +1,134 @@
+"""What serving asks of the rest of the house: prompts in; outputs, feedback and observations out.
+
+Serving never sees the registry. A replica is tested with ports that keep everything in memory, and a registry that is
+down stops no inference: outputs wait in a bounded queue, prompts are served from the last resolution. Rejected: calling
+the registry from the request path, and passing ORM records between processes.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol, TypedDict
+
+from llmray.serve.engine import EngineRequest, TokenEvent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptTemplate:
+    """One immutable version of a prompt."""
+
+    name: str
+    version: int
+    digest: str
+    messages: Sequence[Mapping[str, str]]
+    """Roles and contents, with `{variable}` placeholders."""
+    variables: Sequence[str] = ()
+    """Names that a request must fill."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Sampling defaults: temperature, top_p, top_k, max_tokens, stop, seed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputRecord:
+    """Where one answer came from, and what it was."""
+
+    id: str
+    at: datetime
+    """When the request arrived, UTC."""
+    prompt_digest: str | None
+    prompt_reference: str | None
+    """As the client wrote it: `ask-docs@production`."""
+    variables: Mapping[str, str]
+    messages: Sequence[Mapping[str, str]]
+    """As rendered: what the model read."""
+    completion: str
+    finish_reason: str
+    """`stop`, `length`, `cancelled` (the client left) or `error`."""
+    model_digest: str
+    variant: str
+    quantization: str
+    engine: str
+    sampling: Mapping[str, Any]
+    prompt_tokens: int
+    completion_tokens: int
+    ttft_s: float | None
+    latency_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeedbackRecord:
+    """What somebody said about an answer."""
+
+    id: str
+    output_id: str
+    kind: str
+    """`thumb`, `rating`, `correction` or `preference`."""
+    value: Mapping[str, Any]
+    other_output_id: str | None
+    """For a preference: the answer that lost."""
+    source: str
+    """Who said it: a user's name, or a simulated annotator's, named as such."""
+    rule: str | None
+    """The rule that a simulated annotator followed."""
+    at: datetime
+
+
+class Observation(TypedDict):
+    """What the monitor sees of one answer."""
+
+    output_id: str
+    at: float
+    model_digest: str
+    variant: str
+    text: str
+    completion: str
+
+
+class PromptSource(Protocol):
+    async def prompt(self, reference: str) -> PromptTemplate:
+        """The version that a reference names now.
+
+        Raises:
+            InputError: no such prompt, version or alias.
+            UnavailableError: the source cannot be asked now.
+        """
+        ...
+
+
+class OutputSink(Protocol):
+    async def put_outputs(self, outputs: Sequence[OutputRecord]) -> None:
+        """Keep outputs; putting one twice keeps it once."""
+        ...
+
+
+class FeedbackSink(Protocol):
+    async def put_feedback(self, feedback: FeedbackRecord) -> None:
+        """Keep feedback.
+
+        Raises:
+            NotFoundError: no such output.
+        """
+        ...
+
+
+class Watcher(Protocol):
+    """The monitor, seen from the gateway."""
+
+    async def observe(self, batch: Sequence[Observation]) -> None: ...
+
+    async def status(self) -> Mapping[str, Any]: ...
+
+
+class Backend(Protocol):
+    """One model application: an engine in another process, or in this one in tests."""
+
+    def submit(self, request: EngineRequest) -> AsyncIterator[TokenEvent]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ports:
+    """Everything that a gateway is bound to."""
+
+    prompts: PromptSource | None = None
+    outputs: OutputSink | None = None
+    feedback: FeedbackSink | None = None

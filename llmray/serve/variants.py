@@ -1,0 +1,68 @@
+"""Who gets which model: a pure, sticky split of the traffic by weight.
+
+A key (the request's `user`, or its id) falls on a point in [0, 1) that depends on the newest variant's digest, so a
+person stays on one side while the canary's weight grows, and other people go first in the next rollout. Rejected: a
+random draw for each request (a conversation would change its model in the middle).
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from llmray.digest import fraction_of
+
+
+class Variant(BaseModel):
+    """One model behind the gateway."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    """`stable`, `canary`."""
+    app: str
+    """Serve application that holds the weights."""
+    digest: str
+    weight: Annotated[float, Field(ge=0)] = 100.0
+    """Share of the traffic, relative to the others."""
+    quantization: str = "none"
+    engine: str = "hf"
+
+
+class GatewayConfig(BaseModel):
+    """The gateway's `user_config`: changing it restarts nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    """Name under which clients ask for the model."""
+    variants: Annotated[list[Variant], Field(min_length=1)]
+    """Oldest first; the last one is the canary while there is one."""
+    monitor_app: str | None = None
+    """Serve application of the monitor; None for none."""
+    default_prompt: str | None = None
+    """Prompt reference for chats that name none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, data: Any) -> Any:
+        return dict(data) if not isinstance(data, BaseModel) else data
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> "GatewayConfig":
+        if not sum(variant.weight for variant in self.variants) > 0:
+            raise ValueError("variants: at least one weight must be above zero")
+        if len({variant.name for variant in self.variants}) < len(self.variants):
+            raise ValueError("variants: each needs a name of its own")
+        return self
+
+
+def choose(variants: Sequence[Variant], key: str) -> Variant:
+    """The variant that serves `key`."""
+    newest = variants[-1]
+    point = fraction_of(f"{newest.digest}:{key}") * sum(variant.weight for variant in variants)
+    for variant in reversed(variants):
+        if point < variant.weight:
+            return variant
+        point -= variant.weight
+    return next(variant for variant in variants if variant.weight > 0)
