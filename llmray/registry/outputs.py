@@ -5,7 +5,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, get_args
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, Select, func, select
 
 from llmray.errors import InputError, NotFoundError
 from llmray.registry import schema
@@ -24,16 +24,27 @@ class Outputs(Part):
             row = connection.execute(select(schema.outputs).filter_by(id=output_id)).first()
             return None if row is None else Output(**_without_seq(row))
 
-    def outputs(self, limit: int, model_digest: str | None = None, since: datetime | None = None) -> list[Output]:
+    def outputs(
+        self,
+        limit: int,
+        model_digest: str | None = None,
+        since: datetime | None = None,
+        prompt_digest: str | None = None,
+    ) -> list[Output]:
         """The newest answers, newest first."""
         table = schema.outputs
         query = select(table).order_by(table.c.at.desc(), table.c.seq.desc()).limit(limit)
-        if model_digest is not None:
-            query = query.filter_by(model_digest=model_digest)
         if since is not None:
             query = query.where(table.c.at >= since)
         with self._db.read() as connection:
-            return [Output(**_without_seq(row)) for row in connection.execute(query)]
+            rows = connection.execute(_made_by(query, model_digest, prompt_digest))
+            return [Output(**_without_seq(row)) for row in rows]
+
+    def output_count(self, model_digest: str | None = None, prompt_digest: str | None = None) -> int:
+        """How many answers there are."""
+        query = select(func.count()).select_from(schema.outputs)
+        with self._db.read() as connection:
+            return connection.execute(_made_by(query, model_digest, prompt_digest)).scalar_one()
 
     def put_feedback(self, feedback: Feedback) -> str:
         """Keep a piece of feedback, once by its id; returns the id.
@@ -69,6 +80,14 @@ class Outputs(Part):
             query = query.where(table.c.at >= since)
         with self._db.read() as connection:
             return [Feedback(**_without_seq(row)) for row in connection.execute(query)]
+
+
+def _made_by(query: Select[Any], model_digest: str | None, prompt_digest: str | None) -> Select[Any]:
+    if model_digest is not None:
+        query = query.where(schema.outputs.c.model_digest == model_digest)
+    if prompt_digest is not None:
+        query = query.where(schema.outputs.c.prompt_digest == prompt_digest)
+    return query
 
 
 def _row(record: Output | Feedback) -> dict[str, Any]:

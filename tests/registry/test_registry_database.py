@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from llmray import storage
 from llmray.errors import ConfigError, UnavailableError
+from llmray.registry.database import parse_url
 from llmray.registry.registry import Registry
 
 
@@ -104,3 +105,17 @@ def test_a_failed_transaction_leaves_nothing(registry: Registry) -> None:
         raise RuntimeError("half-way")
     with registry._db.read() as connection:
         assert connection.exec_driver_sql("SELECT name FROM projects").scalars().all() == ["default"]
+
+
+def test_a_connection_that_the_server_closed_is_replaced(registry: Registry, url: str) -> None:
+    with registry._db.read() as connection:
+        if connection.dialect.name == "sqlite":
+            pytest.skip("SQLite has no server that could close a connection")
+        process = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+    engine = sa.create_engine(parse_url(url))
+    with engine.begin() as connection:
+        connection.execute(sa.text("SELECT pg_terminate_backend(:process, 5000)"), {"process": process})
+    engine.dispose()
+    assert registry.runs() == []
+    with registry._db.read() as connection:
+        assert connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() != process
