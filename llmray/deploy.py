@@ -1,0 +1,389 @@
+"""The composition root: what Serve imports, and the calls that put a model into service and change it there.
+
+`gateway`, `model`, `monitor` and `registry` build applications for Serve files (`llmray.deploy:gateway`); `deploy`,
+`rollout`, `status` and `shutdown` send the same files to the cluster that this process is connected to. Only here do
+serving and monitoring meet the registry, in one `RegistryBridge` replica: SQLite takes one writer. Rejected: a registry
+connection in each replica, and applications built by `serve.run` (they would restart at each change, see
+`llmray.serve.control`).
+"""
+
+import asyncio
+import functools
+import importlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
+
+from llmray import artifact, storage
+from llmray.errors import ConfigError, InputError, NotFoundError, UnavailableError
+from llmray.registry.database import default_url
+from llmray.registry.records import Feedback, Output
+from llmray.registry.registry import Registry
+from llmray.serve.control import ServeControl
+from llmray.serve.engine import Engine
+from llmray.serve.ports import FeedbackRecord, OutputRecord, PromptTemplate
+from llmray.serve.replica import MONITOR, REGISTRY, GatewayReplica, ModelReplica
+from llmray.serve.rollout import RolloutPolicy
+from llmray.serve.service import Deployed, ModelSource, RolloutResult, Service
+
+logger = logging.getLogger(__name__)
+
+LONGEST_ANSWER_S = 600.0
+"""A replica that is taken away gets this long to finish the answers that it began."""
+ENGINES = {"hf": "llmray.deploy:hf_engine", "echo": "llmray.deploy:echo_engine"}
+
+
+class _Args(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GatewayArgs(_Args):
+    registry_app: str | None = "registry"
+    """Application of the registry; None for no prompts, output log and feedback."""
+    num_cpus: Annotated[float, Field(ge=0)] = 0.2
+    max_ongoing_requests: Annotated[int, Field(ge=1)] = 1000
+
+
+class ModelArgs(_Args):
+    uri: str
+    """Folder of the model artifact."""
+    digest: str
+    """What the folder must hold: another artifact there is refused."""
+    quantization: str = "nf4"
+    """`nf4`, `int8` or `none`."""
+    engine: str = "hf"
+    """`hf`, `echo`, or `module:attribute` of a function from these arguments to an `Engine`."""
+    device: str | None = None
+    """`cpu`, `cuda`; the GPU if the replica was given one by default."""
+    num_cpus: Annotated[float, Field(ge=0)] = 0.5
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    num_replicas: Annotated[int, Field(ge=1)] = 1
+    max_ongoing_requests: Annotated[int, Field(ge=1)] = 64
+    """Answers that one replica decodes in turn."""
+    max_queued_requests: Annotated[int, Field(ge=0)] = 256
+    """Answers that may wait at the gateway before others are refused with 429."""
+
+
+class RegistryArgs(_Args):
+    num_cpus: Annotated[float, Field(ge=0)] = 0.1
+
+
+class MonitorArgs(_Args):
+    reference_uri: str
+    """Text file of usual questions, one JSON string a line: what the traffic is compared with."""
+    model_digest: str = ""
+    """Subject of the alarms."""
+    options: dict[str, Any] = {}
+    """What else the monitor takes: its false-alarm rate, say."""
+    registry_app: str | None = "registry"
+    num_cpus: Annotated[float, Field(ge=0)] = 0.1
+
+
+def gateway(args: GatewayArgs) -> Application:
+    """HTTP in front of the models."""
+    return GatewayReplica.options(  # type: ignore[attr-defined, no-any-return]
+        max_ongoing_requests=args.max_ongoing_requests, **_options(args.num_cpus)
+    ).bind(args.registry_app)
+
+
+def model(args: ModelArgs) -> Application:
+    """One model, quantized as it is loaded."""
+    return ModelReplica.options(  # type: ignore[attr-defined, no-any-return]
+        num_replicas=args.num_replicas,
+        max_ongoing_requests=args.max_ongoing_requests,
+        max_queued_requests=args.max_queued_requests,
+        **_options(args.num_cpus, args.num_gpus),
+    ).bind(functools.partial(open_engine, args))
+
+
+def registry(args: RegistryArgs) -> Application:
+    """The one place in Serve that opens the registry: `$LLMRAY_DATABASE_URL`, or the local home's."""
+    return RegistryBridge.options(**_options(args.num_cpus)).bind()  # type: ignore[attr-defined, no-any-return]
+
+
+def monitor(args: MonitorArgs) -> Application:
+    """The monitor, off the request path."""
+    from llmray.monitor.replica import MonitorReplica
+
+    lines = storage.read_bytes(args.reference_uri).decode().splitlines()
+    reference = [json.loads(line) for line in lines if line.strip()]
+    deployment = serve.deployment(name=MONITOR)(MonitorReplica)
+    return deployment.options(max_ongoing_requests=100, **_options(args.num_cpus)).bind(  # type: ignore[no-any-return]
+        reference, alerts=BridgeAlerts(args.registry_app, args.model_digest), **args.options
+    )
+
+
+def deploy(
+    model_uri: str,
+    digest: str,
+    *,
+    name: str,
+    quantization: str = "nf4",
+    engine: str = "hf",
+    default_prompt: str | None = None,
+    monitor: MonitorArgs | None = None,
+    database_url: str | None = None,
+    num_cpus: float = 0.5,
+    num_gpus: float = 0.0,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    timeout_s: float = 180.0,
+) -> Deployed:
+    """Serve a model with all of the traffic, on the cluster that this process is connected to.
+
+    A model that is served already is drained and taken away after the new one runs; no request fails.
+
+    Args:
+        model_uri: folder of the model artifact, which every node must reach.
+        digest: the artifact's digest.
+        name: what clients ask for as `model`.
+        quantization: `nf4`, `int8` or `none`.
+        default_prompt: prompt reference for chats that name none.
+        monitor: what watches the traffic; None for no monitor.
+        database_url: the registry's; `$LLMRAY_DATABASE_URL` or the local home's by default.
+        num_cpus: reserved for the model's replica.
+
+    Raises:
+        ConfigError: an option that is impossible.
+        InputError: the folder does not hold that model.
+        UnavailableError: the port is taken, the cluster is full or not there.
+    """
+    env = {"LLMRAY_DATABASE_URL": database_url or default_url(), "LLMRAY_HOME": storage.home()}
+    return _service(host, port).deploy(
+        _source(model_uri, digest, quantization, engine, num_cpus, num_gpus),
+        name=name,
+        default_prompt=default_prompt,
+        registry_env=env,
+        monitor=None if monitor is None else monitor.model_dump(),
+        timeout_s=timeout_s,
+    )
+
+
+def rollout(
+    model_uri: str,
+    digest: str,
+    *,
+    quantization: str = "nf4",
+    engine: str = "hf",
+    policy: RolloutPolicy | None = None,
+    drive: Callable[[float], None] | None = None,
+    num_cpus: float = 0.5,
+    num_gpus: float = 0.0,
+    timeout_s: float = 180.0,
+    step_timeout_s: float = 600.0,
+    poll_s: float = 0.5,
+) -> RolloutResult:
+    """Bring a new model into service step by step, beside the one that serves now, and take the worse one away.
+
+    Args:
+        policy: weights, and when to go back.
+        drive: called with each weight in percent; may send traffic, and returns when the step may be judged.
+        timeout_s: for an application to start, or to drain.
+        step_timeout_s: how long a step waits for `policy.min_requests` before the rollout goes back.
+
+    Raises:
+        InputError: nothing is served yet, or the folder does not hold that model.
+        DeploymentFailedError: the new model did not start; the old one goes on.
+    """
+    return _service(None, None).rollout(
+        _source(model_uri, digest, quantization, engine, num_cpus, num_gpus),
+        policy or RolloutPolicy(),
+        drive=drive,
+        timeout_s=timeout_s,
+        step_timeout_s=step_timeout_s,
+        poll_s=poll_s,
+    )
+
+
+def status() -> dict[str, Any]:
+    """What is served: the URL, the split of the traffic, and each application's state; `{"running": False}` for nothing."""
+    control = _control()
+    if (address := control.http_address()) is None:
+        return {"running": False}
+    service = Service(control, host=address[0], port=address[1], runtime_env={})
+    config = service.config()
+    return {
+        "running": True,
+        "url": f"{service.url}/v1",
+        "config": None if config is None else config.model_dump(),
+        "applications": {name: app["status"] for name, app in control.details()["applications"].items()},
+        "replicas": {name: sorted(ids) for name, ids in control.replica_ids().items()},
+    }
+
+
+def shutdown(*, timeout_s: float = 660.0) -> None:
+    """Finish what runs, write what is queued, and take away every application of ours; others stay."""
+    control = _control()
+    if (address := control.http_address()) is not None:
+        Service(control, host=address[0], port=address[1], runtime_env={}).shutdown(timeout_s=timeout_s)
+
+
+def open_engine(args: ModelArgs) -> Engine:
+    """The engine that the arguments name.
+
+    Raises:
+        ConfigError: there is no such engine.
+    """
+    path, _, attribute = ENGINES.get(args.engine, args.engine).partition(":")
+    try:
+        return getattr(importlib.import_module(path), attribute)(args)
+    except (ImportError, AttributeError, ValueError) as error:
+        if args.engine in ENGINES:
+            raise
+        raise ConfigError(f"engine ({args.engine}) must be one of {', '.join(ENGINES)} or module:attribute") from error
+
+
+def hf_engine(args: ModelArgs) -> Engine:
+    """transformers, from the artifact's folder."""
+    from llmray.serve.hf_engine import HfEngine
+
+    return HfEngine.open(_checked_folder(args), args.quantization, device=args.device)
+
+
+def echo_engine(_: ModelArgs) -> Engine:
+    """The engine that repeats what it is told."""
+    from llmray.serve.echo_engine import EchoEngine
+
+    return EchoEngine()
+
+
+@serve.deployment(name=REGISTRY, max_ongoing_requests=100)
+class RegistryBridge:
+    """The registry as replicas reach it. Every call is one short transaction in a thread."""
+
+    def __init__(self) -> None:
+        self._registry = Registry.open()
+
+    async def prompt(self, reference: str) -> PromptTemplate:
+        """The version that a reference names now."""
+        record = await asyncio.to_thread(self._registry.prompt, reference)
+        names = [field.name for field in fields(PromptTemplate)]
+        return PromptTemplate(**{name: getattr(record, name) for name in names})
+
+    async def put_outputs(self, outputs: Sequence[OutputRecord]) -> None:
+        """Keep answers."""
+        records = [Output(**_storable(_shallow(output))) for output in outputs]
+        await asyncio.to_thread(self._registry.put_outputs, records)
+
+    async def put_feedback(self, feedback: FeedbackRecord) -> None:
+        """Keep feedback on answers that are there."""
+        await asyncio.to_thread(self._registry.put_feedback, Feedback(**_storable(_shallow(feedback))))
+
+    async def output(self, output_id: str) -> OutputRecord:
+        """One answer.
+
+        Raises:
+            NotFoundError: there is none of that id.
+        """
+        found = await asyncio.to_thread(self._registry.output, output_id)
+        if found is None:
+            raise NotFoundError(f"there is no output {output_id}")
+        return OutputRecord(**_shallow(found))
+
+    async def add_event(self, kind: str, subject: str, payload: Mapping[str, Any]) -> None:
+        """Keep an event: an alarm, a step of a rollout."""
+        await asyncio.to_thread(self._registry.add_event, kind, subject, payload)
+
+    async def count_alarms(self, subject: str, since: datetime) -> int:
+        """Alarms about a model since a moment."""
+        events = await asyncio.to_thread(self._registry.events, "drift.alarm", since)
+        return sum(event.subject == subject for event in events)
+
+    def __del__(self) -> None:
+        if opened := getattr(self, "_registry", None):
+            opened.close()
+
+
+class BridgeAlerts:
+    """Where the monitor's alarms go: events of kind `drift.alarm` in the registry."""
+
+    def __init__(self, app: str | None, subject: str) -> None:
+        self._app = app
+        self._subject = subject
+
+    async def alarm(self, payload: Mapping[str, Any]) -> None:
+        """Keep an alarm."""
+        if self._app is None:
+            return
+        handle = serve.get_deployment_handle(REGISTRY, self._app)
+        subject = str(payload.get("model_digest") or self._subject)
+        await handle.add_event.remote("drift.alarm", subject, dict(payload))
+
+
+def _control() -> ServeControl:
+    import ray
+
+    from llmray import cluster
+
+    cluster.connect()
+    # asking again returns what this process is connected to, the dashboard's address included
+    url = ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR).dashboard_url
+    if not url:
+        raise UnavailableError("Serve is driven through Ray's dashboard: start the cluster with it (include_dashboard=True)")
+    return ServeControl(f"http://{url}")
+
+
+def _service(host: str | None, port: int | None) -> Service:
+    """The service of the connected cluster; without host and port, where it listens already."""
+    import ray
+
+    control = _control()
+    if host is None or port is None:
+        if (address := control.http_address()) is None:
+            raise InputError("nothing is served yet: deploy a model first")
+        host, port = address
+    mine = ray.get_runtime_context().runtime_env
+    code = {key: mine[key] for key in ("working_dir", "py_modules") if mine.get(key)}
+    return Service(control, host=host, port=port, runtime_env=code)
+
+
+def _source(uri: str, digest: str, quantization: str, engine: str, num_cpus: float, num_gpus: float) -> ModelSource:
+    return ModelSource(
+        uri=str(storage.local_path(uri).absolute()) if storage.is_local(uri) else uri,
+        digest=digest,
+        quantization=quantization,
+        engine=engine,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+    )
+
+
+def _options(num_cpus: float, num_gpus: float = 0.0) -> dict[str, Any]:
+    return {
+        "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": num_gpus},
+        "graceful_shutdown_timeout_s": LONGEST_ANSWER_S,
+        "graceful_shutdown_wait_loop_s": 0.2,
+    }
+
+
+def _checked_folder(args: ModelArgs) -> Path:
+    try:
+        found = artifact.load(args.uri)
+    except NotFoundError:
+        return storage.local_copy(args.uri)  # a plain Hugging Face folder: nobody vouches for its digest
+    if found.digest != args.digest:
+        raise InputError(f"{args.uri} holds {found.digest}, not {args.digest}: deploy the artifact that was evaluated")
+    return found.local()
+
+
+def _shallow(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
+def _storable(value: Any) -> Any:
+    """The value with U+FFFD for the one character, NUL, that PostgreSQL cannot keep."""
+    if isinstance(value, str):
+        return value.replace("\0", "�")
+    if isinstance(value, Mapping):
+        return {name: _storable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_storable(item) for item in value]
+    return value
