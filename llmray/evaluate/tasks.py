@@ -1,0 +1,156 @@
+"""Tasks: what is asked of a model about a row, and what the log-likelihoods of its answers are worth.
+
+A task is asked for requests, gets one `Likelihood` for each, and returns a value: no generation, so no sampling noise,
+no answer parsing, and the same figure on any number of workers. Your own task is a jsonl of messages with `choices`,
+curated into a snapshot; if that is too narrow, it is an object as in `Task`, named `module:attribute`.
+
+Choices are compared by log-likelihood per byte of the answer, as lm-eval's `acc_norm` does for the same reason: the sum
+favours short answers, and the mean per token favours answers that the tokenizer cuts finely (Gao, "Multiple Choice
+Normalization in LM Evaluation", EleutherAI 2021). A tie for the first place counts as wrong.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+from llmray.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    messages: tuple[Mapping[str, str], ...]
+    """A conversation, as `role` and `content`; the assistant's part of it is what is scored."""
+    keep: Literal["start", "end"] = "start"
+    """Which end of a conversation that is too long stays: the start as in training, the end to keep a short answer."""
+
+
+class Likelihood(NamedTuple):
+    total: float
+    """Natural logarithm of the probability of the scored tokens."""
+    tokens: int
+    """Scored tokens; 0 where truncation left none."""
+    num_bytes: int
+    """UTF-8 bytes of the assistant's text."""
+
+
+class Item(NamedTuple):
+    value: float
+    """Accuracy, loss, … of one row."""
+    weight: float
+    """Its weight in the mean."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    name: str
+    """Name in tables and policies."""
+    metric: str
+    """What a value is."""
+    shape: str
+    """The rows it reads: `messages`, `preference` or `text`."""
+
+    def requests(self, row: Mapping[str, Any]) -> Sequence[Request]:
+        """What to score for a row; nothing where the row is not for this task."""
+        ...
+
+    def item(self, row: Mapping[str, Any], likelihoods: Sequence[Likelihood]) -> Item | None:
+        """The row's value; None where it has none (no scored token)."""
+        ...
+
+
+class Heldout:
+    """Negative log-likelihood per token of the assistant's turns."""
+
+    name = "heldout"
+    metric = "nll_per_token"
+    shape = "messages"
+
+    def requests(self, row: Mapping[str, Any]) -> Sequence[Request]:
+        return [Request(messages=tuple(row["messages"]))]
+
+    def item(self, row: Mapping[str, Any], likelihoods: Sequence[Likelihood]) -> Item | None:  # noqa: ARG002
+        [answer] = likelihoods
+        return Item(-answer.total / answer.tokens, float(answer.tokens)) if answer.tokens else None
+
+
+class HeldoutBytes(Heldout):
+    """The same per byte of text, which compares models with different tokenizers."""
+
+    name = "heldout_bytes"
+    metric = "nll_per_byte"
+
+    def item(self, row: Mapping[str, Any], likelihoods: Sequence[Likelihood]) -> Item | None:  # noqa: ARG002
+        [answer] = likelihoods
+        return Item(-answer.total / answer.num_bytes, float(answer.num_bytes)) if answer.tokens else None
+
+
+class Choice:
+    """Whether the right answer is the likeliest, per byte, of the row's `choices`."""
+
+    name = "choice"
+    metric = "accuracy"
+    shape = "messages"
+
+    def requests(self, row: Mapping[str, Any]) -> Sequence[Request]:
+        choices, messages = row["choices"], row["messages"]
+        if not choices or messages[-1]["role"] != "assistant" or messages[-1]["content"] not in choices:
+            return []
+        asked = tuple(messages[:-1])
+        return [Request(messages=(*asked, {"role": "assistant", "content": text}), keep="end") for text in choices]
+
+    def item(self, row: Mapping[str, Any], likelihoods: Sequence[Likelihood]) -> Item | None:
+        right = row["choices"].index(row["messages"][-1]["content"])
+        return _right_is_likeliest(likelihoods, right)
+
+
+class Preference:
+    """Whether the chosen answer is likelier, per byte, than the rejected one."""
+
+    name = "preference"
+    metric = "accuracy"
+    shape = "preference"
+
+    def requests(self, row: Mapping[str, Any]) -> Sequence[Request]:
+        asked = {"role": "user", "content": row["prompt"]}
+        answers = (row["chosen"], row["rejected"])
+        return [Request(messages=(asked, {"role": "assistant", "content": text}), keep="end") for text in answers]
+
+    def item(self, row: Mapping[str, Any], likelihoods: Sequence[Likelihood]) -> Item | None:  # noqa: ARG002
+        return _right_is_likeliest(likelihoods, 0)
+
+
+BUILT_IN: Mapping[str, type[Task]] = {task.name: task for task in (Heldout, HeldoutBytes, Choice, Preference)}
+
+
+def resolve_task(name: str) -> Task:
+    """The task of a name: a built-in one, or `module:attribute` (a task, or a class that makes one without arguments).
+
+    Raises:
+        ConfigError: there is no such task, or it lacks part of the protocol.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
+    module, separator, attribute = name.partition(":")
+    if not separator:
+        raise ConfigError(
+            f"evaluate.tasks names {name!r}: use one of {', '.join(BUILT_IN)}, or your own as module:attribute"
+        )
+    try:
+        task = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"evaluate.tasks names {name!r}, which cannot be imported: {error}") from error
+    task = task() if isinstance(task, type) else task
+    if not isinstance(task, Task):
+        raise ConfigError(
+            f"evaluate.tasks names {name!r}, which needs name, metric, shape, requests(row) and item(row, …)"
+        )
+    return task
+
+
+def _right_is_likeliest(likelihoods: Sequence[Likelihood], right: int) -> Item | None:
+    if any(answer.tokens == 0 for answer in likelihoods):
+        return None
+    per_byte = [answer.total / max(1, answer.num_bytes) for answer in likelihoods]
+    best = max(per_byte)
+    return Item(float(per_byte[right] == best and per_byte.count(best) == 1), 1.0)
