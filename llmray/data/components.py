@@ -50,7 +50,7 @@ def resolve(num_documents: int, edges: Edges, documents: Shingled, threshold: fl
         if decided[document]:
             continue
         decided[document] = True
-        rivals = _rivals(graph, document)
+        rivals = _rivals(graph, int(document))
         rivals = rivals[~decided[rivals]][:MAX_RIVALS]
         if not len(rivals):
             continue

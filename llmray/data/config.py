@@ -48,8 +48,8 @@ class Dedup:
     def near_text(self, row: Row) -> str | None:
         """What of a row is compared for near repeats; None where only exact repeats count.
 
-        Rows with choices differ by what they ask, in a word or two. And an answer of fewer words than a shingle ("Yes.")
-        is no sign that two conversations are one: those are compared with their questions.
+        Rows with choices differ by what they ask, in a word or two. An answer of fewer words than a shingle ("Yes.") is
+        no sign that two conversations are one: those are compared with their questions.
         """
         if row.kind == "choice":
             return None

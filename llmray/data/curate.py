@@ -24,9 +24,9 @@ from llmray.artifact import Artifact
 from llmray.data import decide, minhash, outputs
 from llmray.data.config import CurateConfig
 from llmray.data.decide import Candidates, Fates
+from llmray.data.page import render
 from llmray.data.prepare import prepare_file
 from llmray.data.readers import check_sources
-from llmray.data.page import render
 from llmray.data.report import account
 from llmray.digest import canonical_json
 from llmray.errors import ConfigError, InputError
@@ -109,10 +109,7 @@ def source_names(uris: Sequence[str]) -> tuple[str, list[str]]:
 
 def _read(files: Sequence[tuple[str, str]], config: CurateConfig) -> Blocks:
     """Prepared blocks of rows, in whatever order they come."""
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    with DataContext.current(context):
+    with DataContext.current(_quiet(DataContext.get_current())):
         dataset = ray.data.from_items(
             [{"uri": uri, "source": name} for uri, name in files], override_num_blocks=len(files)
         ).map_batches(
@@ -128,8 +125,15 @@ def _read(files: Sequence[tuple[str, str]], config: CurateConfig) -> Blocks:
                 log.info("curate: read %s rows, %s rows/s", f"{num_rows:,}", f"{num_rows / (now - began):,.0f}")
     if not num_rows:
         names = ", ".join(uri for uri, _ in files[:3])
-        raise InputError(f"the sources hold no rows: {names}; each line must be a JSON object such as {{\"text\": …}}")
+        raise InputError(f'the sources hold no rows: {names}; each line must be a JSON object such as {{"text": …}}')
     return blocks
+
+
+def _quiet(context: DataContext) -> DataContext:
+    context = context.copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return context
 
 
 def _prepare(batch: pa.Table, config: CurateConfig) -> Iterator[pa.Table]:
@@ -137,15 +141,14 @@ def _prepare(batch: pa.Table, config: CurateConfig) -> Iterator[pa.Table]:
         yield from prepare_file(file["uri"], file["source"], config, _BATCH_ROWS)
 
 
-def _decide(
-    blocks: Blocks, config: CurateConfig, quarantine: Sequence[Mapping[str, Any]]
-) -> tuple[Candidates, Fates]:
+def _decide(blocks: Blocks, config: CurateConfig, quarantine: Sequence[Mapping[str, Any]]) -> tuple[Candidates, Fates]:
     candidates = _candidates.remote(config, *[_small.remote(block) for block in blocks])
     found: Candidates = ray.get(candidates)
     if not found.table.num_rows:
         first = quarantine[0]
         raise InputError(
-            f"none of the {len(quarantine):,} records can be read; {first['source']}, row {first['row']}: {first['reason']}"
+            f"none of the {len(quarantine):,} records can be read; the first is {first['source']}, row {first['row']}: "
+            f"{first['reason']}"
         )
     wanted = _wanted(found)
     parts = [_shingles.remote(blocks[block], at, config) for block, at in wanted.items()]

@@ -2,9 +2,12 @@
 
 Rows are first put in an order of their own, by id, source and row number, so that nothing depends on which block came
 first. Then: rules, exact repeats, candidates. The shingles of the candidates are fetched from where the text lies, and
-`settle` verifies and decides. Everything fits in one task below some 50 million rows; see `docs/design` for why nothing
-is shuffled.
+`settle` verifies and decides. A row costs some
+hundred bytes here, so one task decides up to tens of millions of them; that seam is `find_candidates` and `settle`.
+Rejected: Ray's shuffle, which costs more than all of this below that size, and moves the text.
 """
+
+# ruff: noqa: N803, N806  (arrays carry their shape)
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +59,7 @@ class Fates:
     """The kept row that each repeats; its own number where it repeats nothing."""
     similarity: NDArray[np.float64]
     cluster: I64
-    """The best row of its cluster of repeats; its own number for a row without repeats, -1 for one that failed a rule."""
+    """The best row of its cluster; its own number for a row without repeats, -1 for one that failed a rule."""
     num_candidates: int
     num_skipped: int
 
@@ -69,7 +72,7 @@ def find_candidates(config: CurateConfig, blocks: Sequence[pa.Table]) -> Candida
     """
     table = _in_order(blocks)
     failures, limits = _failures(table, config)
-    rank = _rank(table, failures, config)
+    rank = _rank(table, config)
     num_rows = table.num_rows
     alive = np.array([not failed for failed in failures], bool)
     copy_of = np.arange(num_rows)
@@ -167,7 +170,7 @@ def _failures(table: pa.Table, config: CurateConfig) -> tuple[list[list[Failure]
     return failures, limits
 
 
-def _rank(table: pa.Table, failures: Sequence[Sequence[Failure]], config: CurateConfig) -> I64:
+def _rank(table: pa.Table, config: CurateConfig) -> I64:
     """A permutation of the rows, best first: longer, from a better source, then by content id and place."""
     sources = table["source"].combine_chunks().dictionary_encode()
     priority = np.array([_priority(source, config) for source in sources.dictionary.to_pylist()], np.int64)

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing but itself: figures, plots as SVG, examples of everything that went."""
+"""The report as one HTML page that needs nothing but itself: figures, plots as SVG, examples of all that went."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,8 @@ _FATES = {
 def render(accounts: Accounts, examples: Mapping[str, Sequence[Mapping[str, Any]]], base: str) -> str:
     """The page; `base` is the folder under which the sources lie."""
     sections = [
-        f"<h1>What curation did</h1><p class=soft>{_text(accounts.summary())}. Sources under <code>{_text(base)}</code>.</p>",
+        "<h1>What curation did</h1>",
+        f"<p class=soft>{_text(accounts.summary())}. Sources under <code>{_text(base)}</code>.</p>",
         _tiles(accounts),
         "<h2>Where rows went, by kind</h2>",
         _fate_bars(accounts.kinds),
@@ -46,10 +47,12 @@ def render(accounts: Accounts, examples: Mapping[str, Sequence[Mapping[str, Any]
         "<h2>Repeats</h2>",
         _dedup(accounts.dedup),
         "<h2>Sources</h2>",
-        _table(["source", "in", "kept", "removed", "quarantined"], [[n, *c.values()] for n, c in accounts.sources.items()]),
+        _table(
+            ["source", "in", "kept", "removed", "quarantined"], [[n, *c.values()] for n, c in accounts.sources.items()]
+        ),
         _broken(accounts),
         "<h2>Examples of what went</h2>",
-        *(_example(reason, rows) for reason, rows in examples.items()),
+        *(_example(reason, accounts.why.get(reason, ""), rows) for reason, rows in examples.items()),
     ]
     body = "\n".join(sections)
     return (
@@ -82,7 +85,8 @@ def _fate_bars(kinds: Mapping[str, Mapping[str, int]]) -> str:
             wide = (width - left) * count[fate] / max(1, count["in"])
             title = f"{name}: {count[fate]:,} of {count['in']:,}"
             bars.append(
-                f'<rect x="{x:.1f}" y="{y}" width="{wide:.1f}" height="24" fill="var(--{fate})"><title>{title}</title></rect>'
+                f'<rect x="{x:.1f}" y="{y}" width="{wide:.1f}" height="24" fill="var(--{fate})">'
+                f"<title>{title}</title></rect>"
             )
             if wide > 52:
                 bars.append(f'<text x="{x + 6:.1f}" y="{y + 17}" font-size="12" fill="#fff">{count[fate]:,}</text>')
@@ -132,7 +136,10 @@ def _lengths(kind: str, histogram: Histogram, limits: Mapping[str, float | None]
             )
         if at % every == 0:
             shapes.append(f'<text x="{x:.1f}" y="{height + 16}" font-size="12" fill="var(--soft)">{edges[at]:,}</text>')
-    legend = '<span class=key style="background:var(--before)"></span>before<span class=key style="background:var(--kept)"></span>after'
+    legend = "".join(
+        f'<span class=key style="background:var(--{colour})"></span>{name}'
+        for colour, name in (("before", "before"), ("kept", "after"))
+    )
     usual = ""
     if limits is not None and limits["high"] is not None:
         usual = f"; usual, as learned from these rows: {limits['low'] or 0:,.0f} to {limits['high']:,.0f} characters"
@@ -143,9 +150,9 @@ def _dedup(dedup: Mapping[str, Any]) -> str:
     return (
         f"<p>{dedup['clusters']:,} clusters, the largest of {dedup['largest_cluster']:,} rows. Near repeats share "
         f"{dedup['threshold']:.0%} of their word shingles or more, measured exactly on each of the "
-        f"{dedup['pairs_compared']:,} pairs that {dedup['bands']} bands of {dedup['rows_per_band']} MinHash rows brought "
-        f"together ({dedup['recall_at_threshold']:.1%} of the pairs at the threshold, by the S-curve). Pairs of crowded "
-        f"buckets left out: {dedup['pairs_skipped_in_hot_buckets']:,}.</p>"
+        f"{dedup['pairs_compared']:,} pairs that {dedup['bands']} bands of {dedup['rows_per_band']} MinHash rows "
+        f"brought together ({dedup['recall_at_threshold']:.1%} of the pairs at the threshold, by the S-curve). Pairs "
+        f"of crowded buckets left out: {dedup['pairs_skipped_in_hot_buckets']:,}.</p>"
     )
 
 
@@ -160,7 +167,7 @@ def _broken(accounts: Accounts) -> str:
     return "".join(parts)
 
 
-def _example(reason: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def _example(reason: str, why: str, rows: Sequence[Mapping[str, Any]]) -> str:
     shown = []
     for row in rows:
         where = f"{row['source']}, row {row['row']}, <code>{row['id'][:12]}</code>"
@@ -168,18 +175,24 @@ def _example(reason: str, rows: Sequence[Mapping[str, Any]]) -> str:
         if "repeats" in row:
             other = row["repeats"]
             shown.append(
-                f"<p class=soft>{where}: {row['similarity']:.0%} of the shingles of <code>{other['id'][:12]}</code> "
+                f"<p class=soft>{where}: {_likeness(reason, row)} <code>{other['id'][:12]}</code> "
                 f"({_text(other['source'])}, row {other['row']}), which stayed (right)</p>"
                 f"<div class=pair>{excerpt}<pre>{_text(other['excerpt'])}</pre></div>"
             )
         else:
             shown.append(f"<p class=soft>{where}: {row['value']:.4g}, limit {row['threshold']:.4g}</p>{excerpt}")
-    return f"<h3>{_text(reason)}</h3>{''.join(shown)}"
+    return f"<h3>{_text(reason)} <span class=soft>{_text(why)}</span></h3>{''.join(shown)}"
+
+
+def _likeness(reason: str, row: Mapping[str, Any]) -> str:
+    return "says the same as" if reason == "exact repeat" else f"Jaccard {row['similarity']:.2f} with"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     cells = "".join(
-        "<tr>" + "".join(f"<td>{f'{cell:,}' if isinstance(cell, int) else _text(str(cell))}</td>" for cell in row) + "</tr>"
+        "<tr>"
+        + "".join(f"<td>{f'{cell:,}' if isinstance(cell, int) else _text(str(cell))}</td>" for cell in row)
+        + "</tr>"
         for row in rows
     )
     return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{cells}</table>"

@@ -1,5 +1,7 @@
 """Records to the columns that decide about them: id, exact key, band hashes, failed rules. Pure, a batch at a time."""
 
+# ruff: noqa: N806  (arrays carry their shape)
+
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -47,10 +49,7 @@ def prepare(records: Sequence[Record], source: str, config: CurateConfig, rules:
     }
     content = content_columns(rows)
     return pa.table(
-        [
-            content[field.name] if field.name in content else pa.array(columns[field.name], field.type)
-            for field in WORK
-        ],
+        [content[field.name] if field.name in content else pa.array(columns[field.name], field.type) for field in WORK],
         schema=WORK,
     )
 

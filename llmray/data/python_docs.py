@@ -1,9 +1,9 @@
 """The default source: what the standard library of the running Python says about itself.
 
-Three files of rows: docstrings as plain text, "What does `os.path.join` do?" with the docstring as the answer, and "Which
-module defines `normcase`?" with four modules to choose from. Repeats (aliases, inherited docstrings) and junk (empty,
-stub and machine-made docstrings) are left in: they are real, and finding them is curation's job. Rejected: pages from
-the web (a download, a licence) and generated text (nothing to find in it that we did not put there).
+Three files of rows: docstrings as plain text, "What does `os.path.join` do?" with the docstring as the answer, and
+"Which module defines `normcase`?" with four modules to choose from. Repeats (aliases, inherited docstrings) and junk
+(empty, stub and machine-made docstrings) are left in: they are real, and finding them is curation's job. Rejected:
+pages from the web (a download, a licence) and generated text (nothing to find in it that we did not put there).
 """
 
 import gzip
@@ -14,6 +14,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,9 @@ def walk() -> tuple[list[dict[str, str]], dict[str, Any]]:
     script = Path(__file__).with_name("docs_walk.py")
     # -I: neither the working folder nor PYTHON* variables may change what the standard library is.
     command = [sys.executable, "-I", "-W", "ignore", "-X", "utf8", str(script)]
-    done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL)
+    done = subprocess.run(  # noqa: S603 (our own script)
+        command, capture_output=True, timeout=_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
+    )
     if done.returncode != 0:
         raise LLMRayError(f"the walk of the standard library failed: {done.stderr.decode(errors='replace')[-500:]}")
     *lines, last = done.stdout.splitlines()
@@ -153,7 +156,7 @@ def draw_choices(tasks: Mapping[str, Task]) -> dict[str, list[str]]:
             continue
         answers = [task.answer for task in block]
         for task in block:
-            drawn[task.key] = sorted(answers, key=lambda answer, key=task.key: digest_of([key, answer]))
+            drawn[task.key] = sorted(answers, key=partial(_place, task.key))
         for answer in answers:
             waiting[answer].pop()
             if waiting[answer]:
@@ -161,6 +164,10 @@ def draw_choices(tasks: Mapping[str, Task]) -> dict[str, list[str]]:
             else:
                 del waiting[answer]
     return drawn
+
+
+def _place(key: str, answer: str) -> str:
+    return digest_of([key, answer])
 
 
 def _deal(waiting: Mapping[str, list[Task]], first: str, right: Mapping[str, set[str]], step: int) -> list[Task]:

@@ -157,7 +157,9 @@ def _decompressed(
                 block = state.decompress(data)
             except Exception as error:
                 yield from _salvaged(state, data)
-                yield Loss(number=0, reason=f"damaged {name}: {error}")
+                wrong_sum = "data check" in str(error) or "checksum" in str(error)
+                what = "the checksum does not match, so rows of this file may be altered" if wrong_sum else error
+                yield Loss(number=0, reason=f"damaged {name}: {what}")
                 return
             fresh = at_start = False
             if block:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from llmray.data.config import CurateConfig
 from llmray.data.decide import Candidates, Fates
 from llmray.data.rows import SHAPES
+from llmray.data.rules import build
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +56,8 @@ class Accounts:
     """Lengths before and after, by kind."""
     examples: dict[str, list[dict[str, Any]]]
     """Places of rows to show for each reason."""
+    why: dict[str, str]
+    """What each rule measures, in a phrase."""
 
     def report(self) -> dict[str, Any]:
         """All of it as plain values, for the manifest."""
@@ -84,9 +87,7 @@ class Accounts:
         )
 
 
-def account(
-    found: Candidates, fates: Fates, quarantine: Sequence[Mapping[str, Any]], config: CurateConfig
-) -> Accounts:
+def account(found: Candidates, fates: Fates, quarantine: Sequence[Mapping[str, Any]], config: CurateConfig) -> Accounts:
     """Take the figures and see that they balance: in = kept + removed + quarantined, by source as well."""
     table, kept = found.table, fates.kept
     kinds = np.asarray(table["kind"].to_pylist(), dtype=str)
@@ -122,8 +123,11 @@ def account(
             for kind, (low, high) in found.limits.items()
         },
         dedup=_dedup(fates, config),
-        histograms={kind: _histogram(table["length"].to_numpy()[kinds == kind], kept[kinds == kind]) for kind in by_kind},
+        histograms={
+            kind: _histogram(table["length"].to_numpy()[kinds == kind], kept[kinds == kind]) for kind in by_kind
+        },
         examples=_examples(found, fates, config.examples),
+        why={rule.name: rule.why for rule in build(config.outliers)},
     )
     _balance(accounts)
     return accounts
@@ -202,8 +206,8 @@ def _examples(found: Candidates, fates: Fates, most: int) -> dict[str, list[dict
     for how in ("near", "exact"):
         for row in np.flatnonzero(fates.match == how).tolist():
             like = float(fates.similarity[row])
-            figures = {"similarity": like, "repeats": place(int(fates.matched[row]))}
-            wanted.setdefault(f"{how} repeat", []).append((like, row, {**place(row), **figures}))
+            shown = {**place(row), "similarity": like, "repeats": place(int(fates.matched[row]))}
+            wanted.setdefault(f"{how} repeat", []).append((like, row, shown))
     return {
         reason: [shown for *_, shown in sorted(rows, key=lambda item: item[:2])[:most]]
         for reason, rows in sorted(wanted.items())

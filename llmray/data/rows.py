@@ -14,9 +14,7 @@ import orjson
 
 Shape = Literal["text", "messages", "preference"]
 SHAPES: tuple[Shape, ...] = ("text", "messages", "preference")
-FIELDS = frozenset(
-    {"text", "messages", "choices", "prompt", "chosen", "rejected", "question", "answer", "group"}
-)
+FIELDS = frozenset({"text", "messages", "choices", "prompt", "chosen", "rejected", "question", "answer", "group"})
 """Fields that make a row; all others are ignored."""
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 
@@ -149,17 +147,19 @@ def _is_list(value: Any) -> bool:
 
 
 def _kind_of(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case bytes():
-            return "bytes"
-        case Mapping():
-            return "an object"
-    return "a list" if _is_list(value) else f"a {type(value).__name__}"
+    if value is None:
+        return "null"
+    for types, name in _NAMES:
+        if isinstance(value, types):
+            return name
+    return f"a {type(value).__name__}"
+
+
+_NAMES: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (bool, "true or false"),
+    ((int, float), "a number"),
+    (str, "a string"),
+    (bytes, "bytes"),
+    (Mapping, "an object"),
+    (Sequence, "a list"),
+)

@@ -1,11 +1,12 @@
 """Outlier rules: each measures one thing about one row and says which values pass.
 
-Fixed thresholds come from Gopher (Rae et al. 2021, arXiv 2112.11446, appendix A1.1 and table A1); n-gram repetition is
-only measured from Gopher's own minimum of 50 words on, since every short text repeats itself. The length rule is robust:
-its limits are learned from the rows themselves, as median ± k·MAD of log length, kind by kind (Leys et al. 2013). A rule
-of one's own is a `Rule` in any module, named `module:attribute`. Every rule is applied to every row, so that a removed
-row can name all that it failed. Rejected: one quality score, which nobody can argue with, and mean ± k·sd, which the
-outliers themselves push outwards.
+Fixed thresholds come from Gopher (Rae et al. 2021, arXiv 2112.11446, appendix A1.1 and table A1); n-gram repetition
+is only measured from Gopher's own minimum of 50 words on, since every short text repeats itself. They judge
+documents, so they pass over conversations and preferences: on worked answers to word problems ("#### 72") they would
+remove two rows in five for nothing. The length rule is robust: its limits are learned from the rows themselves, as
+median ± k·MAD of log length, kind by kind (Leys et al. 2013). A rule of one's own is a `Rule` in any module, named
+`module:attribute`. Every rule is applied to every row, so that a removed row can name all that it failed. Rejected:
+one quality score, which nobody can argue with, and mean ± k·sd, which the outliers themselves push outwards.
 """
 
 import importlib
@@ -13,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,9 +95,9 @@ class Outliers:
     min_answer_words: int = 1
     """Fewest words that the assistant says in a conversation, or of a chosen completion."""
     max_symbol_ratio: float = 0.1
-    """Most hash signs, and most ellipses, per word (Gopher A1.1)."""
+    """Most hash signs, and most ellipses, per word of a text row (Gopher A1.1)."""
     max_duplicate_lines: float = 0.3
-    """Largest share of lines that repeat an earlier one (Gopher, table A1)."""
+    """Largest share of a text row's lines that repeat an earlier one (Gopher, table A1)."""
     max_top_2gram: float = 0.2
     """Largest share of characters in the commonest pair of words, from 50 words on (Gopher, table A1)."""
     max_top_3gram: float = 0.18
@@ -142,7 +144,10 @@ def build(config: Outliers) -> list[Rule]:
             name="machine_made_docstring", measure=_machine_made, high=0, why="a stub, or words that a program wrote"
         ),
         "symbol_ratio": Rule(
-            name="symbol_ratio", measure=symbol_ratio, high=config.max_symbol_ratio, why="hash signs or ellipses per word"
+            name="symbol_ratio",
+            measure=symbol_ratio,
+            high=config.max_symbol_ratio,
+            why="hash signs or ellipses per word",
         ),
         "duplicate_lines": Rule(
             name="duplicate_lines",
@@ -157,7 +162,7 @@ def build(config: Outliers) -> list[Rule]:
     for size, most in ((2, config.max_top_2gram), (3, config.max_top_3gram), (4, config.max_top_4gram)):
         made[f"top_{size}gram"] = Rule(
             name=f"top_{size}gram",
-            measure=lambda row, size=size: top_ngram(row, size),
+            measure=partial(top_ngram, size=size),
             high=most,
             why=f"share of characters in the commonest {size} words",
         )
@@ -208,22 +213,25 @@ def robust_limits(lengths: NDArray[np.int64], mads: float) -> tuple[float, float
     return float(np.expm1(middle - mads * scale)), float(np.expm1(middle + mads * scale))
 
 
-def symbol_ratio(row: Row) -> float:
-    """Hash signs, or ellipses, whichever are more, per word (Gopher A1.1)."""
-    text = row.answer
-    ellipses = text.count("...") + text.count("…")
-    return max(text.count("#"), ellipses) / max(1, len(text.split()))
+def symbol_ratio(row: Row) -> float | None:
+    """Hash signs, or ellipses, whichever are more, per word of a document (Gopher A1.1)."""
+    if row.text is None:
+        return None
+    ellipses = row.text.count("...") + row.text.count("…")
+    return max(row.text.count("#"), ellipses) / max(1, len(row.text.split()))
 
 
-def duplicate_lines(row: Row) -> float:
-    """Share of non-empty lines that repeat an earlier one (Gopher, table A1)."""
-    lines = [line.strip() for line in row.answer.splitlines() if line.strip()]
+def duplicate_lines(row: Row) -> float | None:
+    """Share of a document's non-empty lines that repeat an earlier one (Gopher, table A1)."""
+    if row.text is None:
+        return None
+    lines = [line.strip() for line in row.text.splitlines() if line.strip()]
     return 1 - len(set(lines)) / len(lines) if lines else 0.0
 
 
 def top_ngram(row: Row, size: int) -> float | None:
-    """Share of the words' characters that lie in the commonest n-gram, where it comes up twice (Gopher, table A1)."""
-    words = _WORD.findall(row.answer)
+    """Share of a document's characters in its commonest n-gram, where that comes up twice (Gopher, table A1)."""
+    words = _WORD.findall(row.text or "")
     if len(words) < _REPETITION_MIN_WORDS:
         return None
     counts = Counter(_ngrams(words, size))

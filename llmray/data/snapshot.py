@@ -48,8 +48,13 @@ def load_rows(
 def dataset(uri: str, *, shape: Shape | None = None, split: Split | None = None) -> "ray.data.Dataset":
     """The same rows as a Ray Dataset; Ray must be connected and see the files."""
     import ray.data
+    from ray.data.expressions import col
 
-    return ray.data.read_parquet(_files(uri), filter=_filter(shape, split))
+    rows = ray.data.read_parquet(_files(uri))
+    for name, value in (("shape", shape), ("split", split)):
+        if value is not None:
+            rows = rows.filter(expr=col(name) == value)
+    return rows
 
 
 def write_snapshot(

@@ -1,6 +1,6 @@
 """The Arrow tables of curation: the snapshot's columns, which are the contract, and those of the work in hand.
 
-Parquet files are written so that equal rows give equal bytes: one chunk a column, fixed row groups, no metadata of ours.
+Parquet files are written so that equal rows give equal bytes: one chunk a column, fixed row groups, no metadata.
 """
 
 import io
