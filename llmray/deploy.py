@@ -9,36 +9,31 @@ connection in each replica, and applications built by `serve.run` (they would re
 
 import asyncio
 import functools
-import importlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
-from llmray import artifact, storage
-from llmray.errors import ConfigError, InputError, NotFoundError, UnavailableError
-from llmray.registry.database import default_url
-from llmray.registry.records import Feedback, Output
-from llmray.registry.registry import Registry
+from llmray import storage
+from llmray.errors import InputError, NotFoundError, UnavailableError
+from llmray.serve.canary import RolloutResult
 from llmray.serve.control import ServeControl
-from llmray.serve.engine import Engine
+from llmray.serve.engines import ModelArgs, open_engine
 from llmray.serve.ports import FeedbackRecord, OutputRecord, PromptTemplate
 from llmray.serve.replica import MONITOR, REGISTRY, GatewayReplica, ModelReplica
 from llmray.serve.rollout import RolloutPolicy
-from llmray.serve.service import Deployed, ModelSource, RolloutResult, Service
+from llmray.serve.service import Deployed, ModelSource, Service
 
 logger = logging.getLogger(__name__)
 
 LONGEST_ANSWER_S = 600.0
 """A replica that is taken away gets this long to finish the answers that it began."""
-ENGINES = {"hf": "llmray.deploy:hf_engine", "echo": "llmray.deploy:echo_engine"}
 
 
 class _Args(BaseModel):
@@ -50,26 +45,6 @@ class GatewayArgs(_Args):
     """Application of the registry; None for no prompts, output log and feedback."""
     num_cpus: Annotated[float, Field(ge=0)] = 0.2
     max_ongoing_requests: Annotated[int, Field(ge=1)] = 1000
-
-
-class ModelArgs(_Args):
-    uri: str
-    """Folder of the model artifact."""
-    digest: str
-    """What the folder must hold: another artifact there is refused."""
-    quantization: str = "nf4"
-    """`nf4`, `int8` or `none`."""
-    engine: str = "hf"
-    """`hf`, `echo`, or `module:attribute` of a function from these arguments to an `Engine`."""
-    device: str | None = None
-    """`cpu`, `cuda`; the GPU if the replica was given one by default."""
-    num_cpus: Annotated[float, Field(ge=0)] = 0.5
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0
-    num_replicas: Annotated[int, Field(ge=1)] = 1
-    max_ongoing_requests: Annotated[int, Field(ge=1)] = 64
-    """Answers that one replica decodes in turn."""
-    max_queued_requests: Annotated[int, Field(ge=0)] = 256
-    """Answers that may wait at the gateway before others are refused with 429."""
 
 
 class RegistryArgs(_Args):
@@ -89,14 +64,14 @@ class MonitorArgs(_Args):
 
 def gateway(args: GatewayArgs) -> Application:
     """HTTP in front of the models."""
-    return GatewayReplica.options(  # type: ignore[attr-defined, no-any-return]
+    return GatewayReplica.options(  # type: ignore[attr-defined]
         max_ongoing_requests=args.max_ongoing_requests, **_options(args.num_cpus)
     ).bind(args.registry_app)
 
 
 def model(args: ModelArgs) -> Application:
     """One model, quantized as it is loaded."""
-    return ModelReplica.options(  # type: ignore[attr-defined, no-any-return]
+    return ModelReplica.options(  # type: ignore[attr-defined]
         num_replicas=args.num_replicas,
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
@@ -106,7 +81,7 @@ def model(args: ModelArgs) -> Application:
 
 def registry(args: RegistryArgs) -> Application:
     """The one place in Serve that opens the registry: `$LLMRAY_DATABASE_URL`, or the local home's."""
-    return RegistryBridge.options(**_options(args.num_cpus)).bind()  # type: ignore[attr-defined, no-any-return]
+    return RegistryBridge.options(**_options(args.num_cpus)).bind()  # type: ignore[attr-defined]
 
 
 def monitor(args: MonitorArgs) -> Application:
@@ -116,7 +91,7 @@ def monitor(args: MonitorArgs) -> Application:
     lines = storage.read_bytes(args.reference_uri).decode().splitlines()
     reference = [json.loads(line) for line in lines if line.strip()]
     deployment = serve.deployment(name=MONITOR)(MonitorReplica)
-    return deployment.options(max_ongoing_requests=100, **_options(args.num_cpus)).bind(  # type: ignore[no-any-return]
+    return deployment.options(max_ongoing_requests=100, **_options(args.num_cpus)).bind(
         reference, alerts=BridgeAlerts(args.registry_app, args.model_digest), **args.options
     )
 
@@ -156,9 +131,11 @@ def deploy(
         InputError: the folder does not hold that model.
         UnavailableError: the port is taken, the cluster is full or not there.
     """
+    from llmray.registry.database import default_url
+
     env = {"LLMRAY_DATABASE_URL": database_url or default_url(), "LLMRAY_HOME": storage.home()}
     return _service(host, port).deploy(
-        _source(model_uri, digest, quantization, engine, num_cpus, num_gpus),
+        _source(model_uri, digest, quantization, engine, num_cpus=num_cpus, num_gpus=num_gpus),
         name=name,
         default_prompt=default_prompt,
         registry_env=env,
@@ -194,7 +171,7 @@ def rollout(
         DeploymentFailedError: the new model did not start; the old one goes on.
     """
     return _service(None, None).rollout(
-        _source(model_uri, digest, quantization, engine, num_cpus, num_gpus),
+        _source(model_uri, digest, quantization, engine, num_cpus=num_cpus, num_gpus=num_gpus),
         policy or RolloutPolicy(),
         drive=drive,
         timeout_s=timeout_s,
@@ -204,7 +181,7 @@ def rollout(
 
 
 def status() -> dict[str, Any]:
-    """What is served: the URL, the split of the traffic, and each application's state; `{"running": False}` for nothing."""
+    """What is served: URL, split of the traffic, state of each application; `{"running": False}` for nothing."""
     control = _control()
     if (address := control.http_address()) is None:
         return {"running": False}
@@ -226,40 +203,16 @@ def shutdown(*, timeout_s: float = 660.0) -> None:
         Service(control, host=address[0], port=address[1], runtime_env={}).shutdown(timeout_s=timeout_s)
 
 
-def open_engine(args: ModelArgs) -> Engine:
-    """The engine that the arguments name.
-
-    Raises:
-        ConfigError: there is no such engine.
-    """
-    path, _, attribute = ENGINES.get(args.engine, args.engine).partition(":")
-    try:
-        return getattr(importlib.import_module(path), attribute)(args)
-    except (ImportError, AttributeError, ValueError) as error:
-        if args.engine in ENGINES:
-            raise
-        raise ConfigError(f"engine ({args.engine}) must be one of {', '.join(ENGINES)} or module:attribute") from error
-
-
-def hf_engine(args: ModelArgs) -> Engine:
-    """transformers, from the artifact's folder."""
-    from llmray.serve.hf_engine import HfEngine
-
-    return HfEngine.open(_checked_folder(args), args.quantization, device=args.device)
-
-
-def echo_engine(_: ModelArgs) -> Engine:
-    """The engine that repeats what it is told."""
-    from llmray.serve.echo_engine import EchoEngine
-
-    return EchoEngine()
-
-
 @serve.deployment(name=REGISTRY, max_ongoing_requests=100)
 class RegistryBridge:
     """The registry as replicas reach it. Every call is one short transaction in a thread."""
 
     def __init__(self) -> None:
+        # imported here: building the other applications, in processes of their own, needs no database library
+        from llmray.registry.records import Feedback, Output
+        from llmray.registry.registry import Registry
+
+        self._output_type, self._feedback_type = Output, Feedback
         self._registry = Registry.open()
 
     async def prompt(self, reference: str) -> PromptTemplate:
@@ -270,12 +223,13 @@ class RegistryBridge:
 
     async def put_outputs(self, outputs: Sequence[OutputRecord]) -> None:
         """Keep answers."""
-        records = [Output(**_storable(_shallow(output))) for output in outputs]
+        records = [self._output_type(**_storable(_shallow(output))) for output in outputs]
         await asyncio.to_thread(self._registry.put_outputs, records)
 
     async def put_feedback(self, feedback: FeedbackRecord) -> None:
         """Keep feedback on answers that are there."""
-        await asyncio.to_thread(self._registry.put_feedback, Feedback(**_storable(_shallow(feedback))))
+        record = self._feedback_type(**_storable(_shallow(feedback)))
+        await asyncio.to_thread(self._registry.put_feedback, record)
 
     async def output(self, output_id: str) -> OutputRecord:
         """One answer.
@@ -327,7 +281,9 @@ def _control() -> ServeControl:
     # asking again returns what this process is connected to, the dashboard's address included
     url = ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR).dashboard_url
     if not url:
-        raise UnavailableError("Serve is driven through Ray's dashboard: start the cluster with it (include_dashboard=True)")
+        raise UnavailableError(
+            "Serve is driven through Ray's dashboard: start the cluster with it (include_dashboard=True)"
+        )
     return ServeControl(f"http://{url}")
 
 
@@ -345,7 +301,7 @@ def _service(host: str | None, port: int | None) -> Service:
     return Service(control, host=host, port=port, runtime_env=code)
 
 
-def _source(uri: str, digest: str, quantization: str, engine: str, num_cpus: float, num_gpus: float) -> ModelSource:
+def _source(uri: str, digest: str, quantization: str, engine: str, *, num_cpus: float, num_gpus: float) -> ModelSource:
     return ModelSource(
         uri=str(storage.local_path(uri).absolute()) if storage.is_local(uri) else uri,
         digest=digest,
@@ -362,16 +318,6 @@ def _options(num_cpus: float, num_gpus: float = 0.0) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": LONGEST_ANSWER_S,
         "graceful_shutdown_wait_loop_s": 0.2,
     }
-
-
-def _checked_folder(args: ModelArgs) -> Path:
-    try:
-        found = artifact.load(args.uri)
-    except NotFoundError:
-        return storage.local_copy(args.uri)  # a plain Hugging Face folder: nobody vouches for its digest
-    if found.digest != args.digest:
-        raise InputError(f"{args.uri} holds {found.digest}, not {args.digest}: deploy the artifact that was evaluated")
-    return found.local()
 
 
 def _shallow(record: Any) -> dict[str, Any]:

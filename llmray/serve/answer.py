@@ -10,7 +10,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -73,7 +73,9 @@ class Gateway:
         self._new_id = new_id
         self._prompts = None if ports.prompts is None else PromptCache(ports.prompts, clock=time.monotonic)
         self._log: Outbox[OutputRecord] = Outbox("output log", self._record)
-        self._tap: Outbox[Observation] = Outbox("monitor tap", self._observe, batch=64, timeout_s=5.0, keep_trying=False)
+        self._tap: Outbox[Observation] = Outbox(
+            "monitor tap", self._observe, batch=64, timeout_s=5.0, keep_trying=False
+        )
         self._traffic: dict[str, Counter[str]] = {}
 
     def configure(self, config: GatewayConfig) -> None:
@@ -182,7 +184,11 @@ class Gateway:
         """Take the account of an answer."""
         if self._ports.outputs is not None:
             self._log.put(record)
-        if self.config is not None and self.config.monitor_app is not None and record.finish_reason in ("stop", "length"):
+        if (
+            self.config is not None
+            and self.config.monitor_app is not None
+            and record.finish_reason in ("stop", "length")
+        ):
             self._tap.put(
                 Observation(
                     output_id=record.id,
@@ -260,7 +266,7 @@ class Answer:
         self._started = started
         self._ttft_s: float | None = None
         self._pieces: list[str] = []
-        self._events: AsyncIterator[TokenEvent] | None = None
+        self._events: AsyncGenerator[TokenEvent, None] | None = None
         self._first: TokenEvent | None = None
         self._open = False
 
@@ -287,7 +293,7 @@ class Answer:
             await self._close("error")
             raise
 
-    async def events(self) -> AsyncIterator[TokenEvent]:
+    async def events(self) -> AsyncGenerator[TokenEvent, None]:
         """Every event, the first one included; leaving early frees the engine."""
         assert self._events is not None
         assert self._first is not None
@@ -354,7 +360,7 @@ class Answer:
             metrics.latency.labels(name).observe(latency_s)
             self._gateway.ended(self._record(outcome, latency_s), last_user_text(self._plan.messages))
         if self._events is not None:
-            await self._events.aclose()  # type: ignore[attr-defined]  # a generator, as all of our backends give
+            await self._events.aclose()
 
     def _record(self, outcome: str, latency_s: float) -> OutputRecord:
         plan = self._plan

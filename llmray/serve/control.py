@@ -1,9 +1,9 @@
 """Serve's declarative API: the applications that should run, sent whole, the same as `serve deploy` sends a file.
 
 Serve gives code that it builds from an import path a version of its own, so a later change of `user_config` alone
-restarts no replica; `serve.run` makes up a new version at each call, and restarts them. What runs is read back from Serve
-before it is changed, so applications of other people stay. Rejected: `serve.run`, and a state file of our own beside
-the cluster's. Two processes that change the applications at the same moment: the later one wins.
+restarts no replica; `serve.run` makes up a new version at each call, and restarts them. What runs is read back from
+Serve before it is changed, so applications of other people stay. Rejected: `serve.run`, and a state file of our own
+beside the cluster's. Two processes that change the applications at the same moment: the later one wins.
 """
 
 import logging
@@ -36,7 +36,9 @@ class ServeControl:
         try:
             self._client = ServeSubmissionClient(dashboard_url)
         except (ConnectionError, RuntimeError) as error:
-            raise UnavailableError(f"Ray's dashboard at {dashboard_url} does not answer, and Serve needs it: {error}") from error
+            raise UnavailableError(
+                f"Ray's dashboard at {dashboard_url} does not answer, and Serve needs it: {error}"
+            ) from error
 
     def applications(self) -> dict[str, dict[str, Any]]:
         """What should run now, as it was sent, by name."""
@@ -70,7 +72,9 @@ class ServeControl:
             return None
         return details["http_options"]["host"], details["http_options"]["port"]
 
-    def apply(self, changes: Mapping[str, Application | None], *, host: str, port: int, everywhere: bool = False) -> None:
+    def apply(
+        self, changes: Mapping[str, Application | None], *, host: str, port: int, everywhere: bool = False
+    ) -> None:
         """Add or change applications, and take away those given as None.
 
         Args:

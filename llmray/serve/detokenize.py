@@ -1,9 +1,10 @@
 """From token ids to text a client can print at once: whole characters only, and never a piece of a stop text.
 
-A byte-level token may end in the middle of a UTF-8 character; decoding then ends in U+FFFD, which is held back until the
-next tokens complete it. Only a short window of ids is decoded again each step, anchored where the text was last whole
-(the two-offset scheme of Hugging Face's text-generation-inference), so a long answer costs linear time. Rejected:
-decoding id by id (breaks characters and loses the space before a word) and decoding everything each step (quadratic).
+A byte-level token may end in the middle of a UTF-8 character; decoding then ends in U+FFFD, which is held back until
+the next tokens complete it. Only a short window of ids is decoded again each step, anchored where the text was last
+whole (the two-offset scheme of Hugging Face's text-generation-inference), so a long answer costs linear time.
+Rejected: decoding id by id (breaks characters and loses the space before a word) and decoding everything each step
+(quadratic).
 """
 
 from collections.abc import Callable, Sequence

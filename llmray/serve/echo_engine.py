@@ -5,7 +5,7 @@ It honours `max_tokens` and `stop`; a seed and a temperature change nothing, sin
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from llmray.serve.detokenize import StopText
 from llmray.serve.engine import EngineInfo, EngineRequest, RequestRefusedError, TokenEvent, last_user_text
@@ -21,9 +21,10 @@ class EchoEngine:
         )
         self.active = 0
         """Answers under way."""
+        self.closed = False
         self._step_s = step_s
 
-    async def submit(self, request: EngineRequest) -> AsyncIterator[TokenEvent]:
+    async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
         text = request.prompt if request.messages is None else last_user_text(request.messages)
         words: list[str] = _WORD.findall(text or "")
         context = self.info.context_tokens
@@ -52,4 +53,4 @@ class EchoEngine:
             self.active -= 1
 
     def close(self) -> None:
-        """Nothing is held."""
+        self.closed = True

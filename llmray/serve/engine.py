@@ -5,7 +5,7 @@ Requests and events are plain values: they cross process borders. Rejected: call
 and futures of whole answers (no streaming).
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -78,8 +78,10 @@ class EngineInfo:
 
 class Engine(Protocol):
     info: EngineInfo
+    closed: bool
+    """Whether it can answer no more."""
 
-    def submit(self, request: EngineRequest) -> AsyncIterator[TokenEvent]:
+    def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
         """Generate; the last event has a finish reason.
 
         Raises:

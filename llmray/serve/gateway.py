@@ -1,12 +1,12 @@
 """The routes: OpenAI's API over a `Gateway`, and what OpenAI's API lacks.
 
-Bodies are read here rather than by FastAPI, so that every error has OpenAI's shape; the OpenAPI document is given the same
-models. Rejected: FastAPI's own validation (422 with another shape) and a middleware that rewrites its errors.
+Bodies are read here rather than by FastAPI, so that every error has OpenAI's shape; the OpenAPI document is given the
+same models. Rejected: FastAPI's own validation (422 with another shape) and a middleware that rewrites its errors.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     """The HTTP face of a gateway."""
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         gateway.start()
         yield
         await gateway.close()
@@ -166,7 +166,7 @@ async def _respond(gateway: Gateway, body: ChatRequest | CompletionRequest, shap
 class _Stream(StreamingResponse):
     """A stream of events that closes its answer also when the client left before the first byte."""
 
-    def __init__(self, answer: Answer, content: AsyncIterator[bytes], headers: dict[str, str]) -> None:
+    def __init__(self, answer: Answer, content: AsyncGenerator[bytes, None], headers: dict[str, str]) -> None:
         super().__init__(content, media_type="text/event-stream", headers={"cache-control": "no-cache", **headers})
         self._answer = answer
         self._content = content
@@ -175,11 +175,11 @@ class _Stream(StreamingResponse):
         try:
             await super().__call__(*args)
         finally:
-            await self._content.aclose()  # type: ignore[attr-defined]  # a generator
+            await self._content.aclose()
             await self._answer.abandon()
 
 
-async def _sse(answer: Answer, shape: _ChatShape | _CompletionShape, with_usage: bool) -> AsyncIterator[bytes]:
+async def _sse(answer: Answer, shape: _ChatShape | _CompletionShape, with_usage: bool) -> AsyncGenerator[bytes, None]:
     try:
         async with aclosing(answer.events()) as events:
             async for event in events:
@@ -231,7 +231,6 @@ def _inline(node: Any, definitions: dict[str, Any]) -> Any:
             return _inline(definitions[node["$ref"].rsplit("/", 1)[1]], definitions)
         return {name: _inline(value, definitions) for name, value in node.items()}
     return [_inline(item, definitions) for item in node] if isinstance(node, list) else node
-
 
 
 async def _api_error(_: Request, error: Exception) -> Response:

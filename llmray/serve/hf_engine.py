@@ -10,7 +10,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,14 @@ from llmray.serve.sampling import Sampler
 
 logger = logging.getLogger(__name__)
 
+
 class HfEngine:
     def __init__(self, loaded: LoadedModel) -> None:
         self.info = loaded.info
         self._loaded = loaded
         self._arrived: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
         self._active: list[_Sequence] = []
-        self._closed = False
+        self.closed = False
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
 
@@ -60,8 +61,8 @@ class HfEngine:
         """Requests that hold a KV cache now."""
         return len(self._active)
 
-    async def submit(self, request: EngineRequest) -> AsyncIterator[TokenEvent]:
-        if self._closed:
+    async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
+        if self.closed:
             raise UnavailableError("the engine is closed")
         ticket = _Ticket(request, asyncio.get_running_loop())
         self._arrived.put(ticket)
@@ -78,20 +79,26 @@ class HfEngine:
 
     def close(self) -> None:
         """Refuse what is under way and free the weights."""
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             self._arrived.put(None)
             self._thread.join(timeout=30)
 
     @torch.inference_mode()
     def _run(self) -> None:
         torch.set_num_threads(1)
-        while self._admit():
-            self._active = [sequence for sequence in self._active if self._advance(sequence)]
-        for sequence in self._active:
-            sequence.ticket.send(UnavailableError("the engine is closing"))
-        self._active = []
-        del self._loaded
+        try:
+            while self._admit():
+                self._active = [sequence for sequence in self._active if self._advance(sequence)]
+        finally:
+            self.closed = True
+            for sequence in self._active:
+                sequence.ticket.send(UnavailableError("the engine is closing"))
+            while not self._arrived.empty():
+                if ticket := self._arrived.get():
+                    ticket.send(UnavailableError("the engine is closing"))
+            self._active = []
+            del self._loaded
 
     def _admit(self) -> bool:
         """Take in what has arrived, waiting only if there is nothing to do; False to stop."""

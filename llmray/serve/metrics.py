@@ -65,7 +65,9 @@ class _LateFigures:
         for name, value in self.queues.items():
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
             families.append(kind(name.removesuffix("_total"), name.replace("_", " "), value=value))
-        up = GaugeMetricFamily("llmray_monitor_up", "Whether the monitor answers", value=float(self.monitor is not None))
+        up = GaugeMetricFamily(
+            "llmray_monitor_up", "Whether the monitor answers", value=float(self.monitor is not None)
+        )
         families.append(up)
         for name, value in _numbers(self.monitor or {}):
             if name in ("alarms", "observed"):

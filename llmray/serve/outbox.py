@@ -1,7 +1,8 @@
-"""A bounded queue from the request path to something slower: never blocks, counts what it drops, empties on a clean stop.
+"""A bounded queue from the request path to something slower: never blocks, counts what it drops, empties on a clean
+stop.
 
-The output log and the monitor's tap are both this. A request pays one append. Rejected: awaiting the sink in the request,
-an unbounded queue (memory grows while the sink is away), and a thread (the sink is asynchronous already).
+The output log and the monitor's tap are both this. A request pays one append. Rejected: awaiting the sink in the
+request, an unbounded queue (memory grows while the sink is away), and a thread (the sink is asynchronous already).
 """
 
 import asyncio

@@ -5,7 +5,7 @@ down stops no inference: outputs wait in a bounded queue, prompts are served fro
 the registry from the request path, and passing ORM records between processes.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypedDict
@@ -122,7 +122,7 @@ class Watcher(Protocol):
 class Backend(Protocol):
     """One model application: an engine in another process, or in this one in tests."""
 
-    def submit(self, request: EngineRequest) -> AsyncIterator[TokenEvent]: ...
+    def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

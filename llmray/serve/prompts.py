@@ -1,8 +1,8 @@
 """Prompts in the gateway: resolved at most a second ago, rendered without surprises.
 
-A version never changes, so it is kept; an alias moves, so its resolution is kept for a second, and a deleted alias is gone
-as soon. While the source cannot be asked, the last resolution goes on being served and is counted. Rejected: the minute
-that other prompt stores cache labels for.
+A version never changes, so it is kept; an alias moves, so its resolution is kept for a second, and a deleted alias is
+gone as soon. While the source cannot be asked, the last resolution goes on being served and is counted. Rejected: the
+minute that other prompt stores cache labels for.
 """
 
 import asyncio
@@ -86,10 +86,14 @@ def render(prompt: PromptTemplate, variables: Mapping[str, str]) -> list[tuple[s
     """
     wanted = set(prompt.variables)
     if missing := sorted(wanted - set(variables)):
-        raise RequestRefusedError(f"{prompt.name}:{prompt.version} needs variables {missing}", "variables", "missing_variable")
+        raise RequestRefusedError(
+            f"{prompt.name}:{prompt.version} needs variables {missing}", "variables", "missing_variable"
+        )
     if extra := sorted(set(variables) - wanted):
         raise RequestRefusedError(
-            f"{prompt.name}:{prompt.version} has no variables {extra}; it has {sorted(wanted)}", "variables", "unknown_variable"
+            f"{prompt.name}:{prompt.version} has no variables {extra}; it has {sorted(wanted)}",
+            "variables",
+            "unknown_variable",
         )
 
     def fill(match: re.Match[str]) -> str:

@@ -1,8 +1,8 @@
 """The HTTP edge: OpenAI's requests and errors, held to one rule: a field is honoured or refused, never ignored.
 
 A field that no engine here can do is refused with its name, unless it has the value that asks for nothing (`n: 1`,
-`logprobs: false`): clients send those. Null is the same as absent, as in OpenAI's API. Rejected: accepting extra fields,
-which is how servers come to give an answer without the penalty or the schema that the client relied on.
+`logprobs: false`): clients send those. Null is the same as absent, as in OpenAI's API. Rejected: accepting extra
+fields, which is how servers come to give an answer without the penalty or the schema that the client relied on.
 """
 
 from collections.abc import Mapping
@@ -98,7 +98,9 @@ class Message(_Strict):
         """Content may be a list of text parts; images and sound are refused."""
         if not isinstance(content, list):
             return content
-        if any(not isinstance(part, dict) or set(part) != {"type", "text"} or part["type"] != "text" for part in content):
+        if any(
+            not isinstance(part, dict) or set(part) != {"type", "text"} or part["type"] != "text" for part in content
+        ):
             raise ValueError("only parts of the form {'type': 'text', 'text': …} can be read")
         if not all(isinstance(part["text"], str) for part in content):
             raise ValueError("the text of a part must be a string")
@@ -129,7 +131,9 @@ class Request(_Strict):
     top_k: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
     """Extension: draw from the k likeliest tokens; 0 for no limit."""
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    stop: Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=256)]], Field(max_length=4)] | None = None
+    stop: (
+        Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=256)]], Field(max_length=4)] | None
+    ) = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: Annotated[str, StringConstraints(max_length=512)] | None = None
@@ -144,7 +148,9 @@ class Request(_Strict):
         kept = _without_nulls(data)
         for name in sorted(_KNOWN_UNDONE & set(kept) - set(cls.model_fields)):
             value = kept.pop(name)
-            if not any(value == nothing and type(value) is type(nothing) for nothing in _ASKS_FOR_NOTHING.get(name, ())):
+            if not any(
+                value == nothing and type(value) is type(nothing) for nothing in _ASKS_FOR_NOTHING.get(name, ())
+            ):
                 raise RequestRefusedError(f"{name} is not supported: leave it out", name)
         return kept
 
@@ -223,7 +229,9 @@ class FeedbackRequest(_Strict):
         if not fits[self.kind]:
             asked = {"thumb": "'up' or 'down'", "rating": "a number from 1 to 5", "correction": "the better text"}
             raise RequestRefusedError(
-                f"the value of a {self.kind} must be {asked.get(self.kind, 'a reason or null')}", "value", "invalid_value"
+                f"the value of a {self.kind} must be {asked.get(self.kind, 'a reason or null')}",
+                "value",
+                "invalid_value",
             )
         if (self.kind == "preference") != (self.other_output_id is not None):
             raise RequestRefusedError(
@@ -239,7 +247,9 @@ class FeedbackRequest(_Strict):
         """As the registry keeps it."""
         if self.value is None:
             return {}
-        return {{"thumb": "thumb", "rating": "rating", "correction": "text", "preference": "reason"}[self.kind]: self.value}
+        return {
+            {"thumb": "thumb", "rating": "rating", "correction": "text", "preference": "reason"}[self.kind]: self.value
+        }
 
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -263,7 +273,9 @@ def parse(model: type[Body], raw: bytes) -> Body:
         first = error.errors(include_url=False, include_context=False)[0]
         param = ".".join(str(part) for part in first["loc"]) or None
         if first["type"] == "extra_forbidden":
-            raise ApiError(400, f"unknown field {param}: leave it out", param=param, code="unknown_parameter") from error
+            raise ApiError(
+                400, f"unknown field {param}: leave it out", param=param, code="unknown_parameter"
+            ) from error
         raise ApiError(400, f"{param or 'body'}: {first['msg']}", param=param, code="invalid_value") from error
 
 

@@ -1,13 +1,14 @@
 """The Ray shell: gateway and model as Serve deployments, and deployment handles as ports.
 
-The model replica sends events in lists: whatever was generated while the last list was under way, so a slow reader costs
-no extra calls and the first token leaves at once. The gateway's answers, prompts and records are in `answer`.
+The model replica sends events in lists: whatever was generated while the last list was under way, so a slow reader
+costs no extra calls and the first token leaves at once. The gateway's answers, prompts and records are in `answer`.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI
@@ -66,7 +67,7 @@ class ModelReplica:
     def __init__(self, make_engine: Callable[[], Engine]) -> None:
         self._engine = make_engine()
 
-    async def generate(self, request: EngineRequest) -> AsyncIterator[list[TokenEvent]]:
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[list[TokenEvent], None]:
         """Events of one answer, in lists."""
         ready: list[TokenEvent] = []
         wake = asyncio.Event()
@@ -88,22 +89,25 @@ class ModelReplica:
 
     async def info(self) -> dict[str, Any]:
         """What runs here."""
-        from dataclasses import asdict
-
         return asdict(self._engine.info)
+
+    def check_health(self) -> None:
+        """Serve replaces a replica whose engine died."""
+        if self._engine.closed:
+            raise UnavailableError("the engine has stopped")
 
     def __del__(self) -> None:
         if engine := getattr(self, "_engine", None):
             engine.close()
 
 
-async def _pump(events: AsyncIterator[TokenEvent], ready: list[TokenEvent], wake: asyncio.Event) -> None:
+async def _pump(events: AsyncGenerator[TokenEvent, None], ready: list[TokenEvent], wake: asyncio.Event) -> None:
     try:
         async for event in events:
             ready.append(event)
             wake.set()
     finally:
-        await events.aclose()  # type: ignore[attr-defined]  # a generator, as all engines give
+        await events.aclose()
         asyncio.get_running_loop().call_soon(wake.set)
 
 
@@ -114,7 +118,7 @@ class ModelBackend:
         self._app = app
         self._handle = serve.get_deployment_handle(MODEL, app).options(stream=True)
 
-    async def submit(self, request: EngineRequest) -> AsyncIterator[TokenEvent]:
+    async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
         response = self._handle.generate.remote(request)
         finished = False
         try:

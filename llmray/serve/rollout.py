@@ -1,9 +1,9 @@
 """When a canary gets more traffic, and when it goes back: a pure policy over what was counted.
 
-Errors are compared with the stable model's in one one-sided exact test (Fisher's, given both totals): with few requests it
-cannot be sure of anything, so a canary also needs `min_requests` before each step. An alarm of the monitors about the
-canary ends it. Rejected: a fixed error-rate threshold (a fault of the network would roll back a good model), and the
-binomial test against the stable rate taken as known (it is itself estimated, from few requests).
+Errors are compared with the stable model's in one one-sided exact test (Fisher's, given both totals): with few
+requests it cannot be sure of anything, so a canary also needs `min_requests` before each step. An alarm of the
+monitors about the canary ends it. Rejected: a fixed error-rate threshold (a fault of the network would roll back a
+good model), and the binomial test against the stable rate taken as known (it is itself estimated, from few requests).
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,11 @@ class RolloutPolicy:
     """Whether a rollout goes on although the monitors raised an alarm since it began."""
 
     def __post_init__(self) -> None:
-        if not self.steps or list(self.steps) != sorted(set(self.steps)) or not 0 < self.steps[0] <= self.steps[-1] == 100:
+        if (
+            not self.steps
+            or list(self.steps) != sorted(set(self.steps))
+            or not 0 < self.steps[0] <= self.steps[-1] == 100
+        ):
             raise ConfigError(f"rollout.steps {self.steps} must rise from above 0 to 100: try (5, 25, 100)")
         if self.min_requests < 0:
             raise ConfigError(f"rollout.min_requests ({self.min_requests}) must be zero or more")
@@ -77,8 +81,8 @@ def decide(state: RolloutState, policy: RolloutPolicy) -> Advance | Hold | RollB
         p_value = error_excess(canary, stable)
         if p_value < policy.significance:
             return RollBack(
-                f"the new model failed {canary.errors} of {canary.requests} requests, the stable one {stable.errors} of "
-                f"{stable.requests} (p = {p_value:.2g})"
+                f"the new model failed {canary.errors} of {canary.requests} requests, the stable one "
+                f"{stable.errors} of {stable.requests} (p = {p_value:.2g})"
             )
         if canary.requests >= max(policy.min_requests, 1) and canary.errors > policy.max_error_rate * canary.requests:
             return RollBack(f"the new model failed {canary.errors} of {canary.requests} requests")

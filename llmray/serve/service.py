@@ -1,25 +1,27 @@
 """Put a model into service and change it there: deploy, rollout, status, shutdown.
 
-Everything is one description of applications, sent to Serve. A new model always starts beside the old one; then only the
-gateway's weights move; the old application is taken away when nothing runs on it any more. So no request fails.
-A driver that dies in the middle leaves a description that the next call goes on from.
+Everything is one description of applications, sent to Serve. A new model always starts beside the old one; then only
+the gateway's weights move; the old application is taken away when nothing runs on it any more. So no request fails. A
+driver that dies in the middle leaves a description that the next call goes on from.
 """
 
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Literal
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 from llmray.errors import ConfigError, InputError, UnavailableError
+from llmray.serve.canary import Canary, RolloutResult
 from llmray.serve.control import DeploymentFailedError, ServeControl, check_port, wait_for
-from llmray.serve.rollout import Advance, Counted, RollBack, RolloutPolicy, RolloutState, decide
+from llmray.serve.rollout import Counted, RolloutPolicy
 from llmray.serve.variants import GatewayConfig, Variant
 
 logger = logging.getLogger(__name__)
 
 GATEWAY_APP, REGISTRY_APP, MONITOR_APP = "gateway", "registry", "monitor"
+_TAKE_OVER_S = 60.0
 _GATEWAY, _MODEL, _REGISTRY = "Gateway", "Model", "RegistryBridge"
 
 
@@ -66,16 +68,6 @@ class Deployed:
     """What the engine says of itself: load time in seconds, bytes of weights, device."""
     seconds: float
     """From the call to a running application."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutResult:
-    status: Literal["done", "rolled_back"]
-    reason: str
-    digest: str
-    """The model that has all the traffic now."""
-    steps: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
-    """For each weight: what was counted and decided."""
 
 
 class Service:
@@ -131,7 +123,7 @@ class Service:
             changes[GATEWAY_APP] = self._gateway_app(config, registry_app)
         self._start(changes, timeout_s)
         if before is not None:
-            self._split(config, timeout_s=timeout_s)
+            self.split(config)
             self._remove_unused(config, timeout_s=timeout_s)
             if monitor is None and MONITOR_APP in self.control.applications():
                 self._send({MONITOR_APP: None})
@@ -155,54 +147,22 @@ class Service:
         poll_s: float,
     ) -> RolloutResult:
         """Give a new model more and more of the traffic, or take it back."""
-        before = self.config()
-        if before is None:
+        config = self.config()
+        if config is None:
             raise InputError("nothing is served yet: deploy a model first")
-        stable = before.variants[0]
+        stable = config.variants[0]
         if stable.app == source.app:
             return RolloutResult(status="done", reason="it has all of the traffic already", digest=source.digest)
-        alone = before.model_copy(update={"variants": [stable.model_copy(update={"weight": 100.0})]})
-        canary = len(before.variants) > 1 and before.variants[-1].app == source.app
-        if len(before.variants) > 1 and not canary:
-            self._split(alone, timeout_s=timeout_s)
-        self._remove_unused(before if canary else alone, timeout_s=timeout_s)
+        if config.variants[-1].app != source.app:  # another canary was left behind: it goes first
+            config = config.model_copy(update={"variants": [stable.model_copy(update={"weight": 100.0})]})
+            self.split(config)
+        self._remove_unused(config, timeout_s=timeout_s)
         self._start({source.app: self._model_app(source)}, timeout_s)
-        began, baseline, steps = datetime.now(UTC), self._counted(stable.app, source.app), []
-        outcome: Advance | RollBack = Advance()
-        for weight in policy.steps:
-            variants = [stable.model_copy(update={"weight": 100.0 - weight}), source.variant("canary", weight)]
-            self._split(before.model_copy(update={"variants": variants}), timeout_s=timeout_s)
-            self._event("rollout.step", source.digest, {"weight": weight, "stable": stable.digest})
-            at_start = self._counted(source.app)[0]
-            if drive is not None:
-                drive(weight)
-
-            def look(at_start: Counted = at_start) -> RolloutState:
-                now_stable, now_canary = self._counted(stable.app, source.app)
-                return RolloutState(
-                    stable=_since(now_stable, baseline[0]),
-                    canary=_since(now_canary, baseline[1]),
-                    at_step=now_canary.requests - at_start.requests,
-                    alarms=0 if policy.ignore_alarms else self._alarms(source.digest, began),
-                )
-
-            outcome, state = _decided(look, policy, timeout_s=step_timeout_s, poll_s=poll_s)
-            steps.append({"weight": weight, "requests": state.canary.requests, "errors": state.canary.errors})
-            logger.info(
-                "rollout: %g%% to %s: %d requests, %d errors", weight, source.digest[:12], *_numbers(state.canary)
-            )
-            if isinstance(outcome, RollBack):
-                break
-        winner = stable if isinstance(outcome, RollBack) else source.variant("stable", 100.0)
-        final = before.model_copy(update={"variants": [winner.model_copy(update={"weight": 100.0})]})
-        self._split(final, timeout_s=timeout_s)
+        new = source.variant("canary", policy.steps[0])
+        canary = Canary(self, config, new, policy, step_timeout_s=step_timeout_s, poll_s=poll_s)
+        result, final = canary.run(drive)
         self._remove_unused(final, timeout_s=timeout_s)
-        back = isinstance(outcome, RollBack)
-        reason = outcome.reason if isinstance(outcome, RollBack) else "every step passed"
-        self._event("rollout.rolled_back" if back else "rollout.done", source.digest, {"reason": reason, "steps": steps})
-        return RolloutResult(
-            status="rolled_back" if back else "done", reason=reason, digest=winner.digest, steps=tuple(steps)
-        )
+        return result
 
     def shutdown(self, *, timeout_s: float) -> None:
         """Take everything of ours away, the gateway first: what it still holds reaches the registry."""
@@ -216,6 +176,33 @@ class Service:
                 self.control.wait_gone(there, timeout_s=timeout_s)
         if not self.control.applications():
             serve.shutdown()
+
+    def split(self, config: GatewayConfig) -> None:
+        """Have the gateway use a configuration; its replicas stay."""
+        app = dict(self.control.applications()[GATEWAY_APP])
+        app["deployments"] = [{"name": _GATEWAY, "user_config": config.model_dump()}]
+        self._send({GATEWAY_APP: app})
+        wait_for(
+            lambda: self._traffic()["config"] == config.model_dump(),
+            timeout_s=_TAKE_OVER_S,
+            what="the gateway to take its new configuration",
+        )
+
+    def counted(self, app: str) -> Counted:
+        """Ended requests of an application since the gateway started."""
+        counts = self._traffic()["apps"].get(app, {"requests": 0, "errors": 0, "running": 0})
+        return Counted(requests=counts["requests"] - counts["running"], errors=counts["errors"])
+
+    def alarms(self, digest: str, since: datetime) -> int:
+        """Alarms of the monitors about a model."""
+        if REGISTRY_APP not in self.control.applications():
+            return 0
+        return int(self.ask(REGISTRY_APP, _REGISTRY, "count_alarms", digest, since))
+
+    def event(self, kind: str, subject: str, payload: Mapping[str, Any]) -> None:
+        """Keep what was done, in the registry if there is one."""
+        if REGISTRY_APP in self.control.applications():
+            self.ask(REGISTRY_APP, _REGISTRY, "add_event", kind, subject, dict(payload))
 
     def ask(self, app: str, deployment: str, method: str, *arguments: Any) -> Any:
         """Call one method of a deployment."""
@@ -232,17 +219,6 @@ class Service:
         except (DeploymentFailedError, UnavailableError):
             self._send({name: there.get(name) for name in changes})
             raise
-
-    def _split(self, config: GatewayConfig, *, timeout_s: float) -> None:
-        """Have the gateway use a configuration; its replicas stay."""
-        app = dict(self.control.applications()[GATEWAY_APP])
-        app["deployments"] = [{"name": _GATEWAY, "user_config": config.model_dump()}]
-        self._send({GATEWAY_APP: app})
-        wait_for(
-            lambda: self._traffic()["config"] == config.model_dump(),
-            timeout_s=timeout_s,
-            what="the gateway to take its new configuration",
-        )
 
     def _remove_unused(self, config: GatewayConfig, *, timeout_s: float) -> None:
         """Take away the models that get no traffic, once nothing runs on them."""
@@ -261,22 +237,6 @@ class Service:
 
     def _traffic(self) -> dict[str, Any]:
         return dict(self.ask(GATEWAY_APP, _GATEWAY, "traffic"))
-
-    def _counted(self, *apps: str) -> list[Counted]:
-        """Ended requests of applications, since the gateway started."""
-        counts = self._traffic()["apps"]
-        empty = {"requests": 0, "errors": 0, "running": 0}
-        found = [counts.get(app, empty) for app in apps]
-        return [Counted(requests=each["requests"] - each["running"], errors=each["errors"]) for each in found]
-
-    def _alarms(self, digest: str, since: datetime) -> int:
-        if REGISTRY_APP not in self.control.applications():
-            return 0
-        return int(self.ask(REGISTRY_APP, _REGISTRY, "count_alarms", digest, since))
-
-    def _event(self, kind: str, subject: str, payload: Mapping[str, Any]) -> None:
-        if REGISTRY_APP in self.control.applications():
-            self.ask(REGISTRY_APP, _REGISTRY, "add_event", kind, subject, dict(payload))
 
     def _send(self, changes: Mapping[str, Any]) -> None:
         self.control.apply(changes, host=self._host, port=self._port)
@@ -306,25 +266,3 @@ class Service:
             "runtime_env": runtime_env,
             "args": dict(args),
         }
-
-
-def _decided(
-    look: Callable[[], RolloutState], policy: RolloutPolicy, *, timeout_s: float, poll_s: float
-) -> tuple[Advance | RollBack, RolloutState]:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        state = look()
-        decision = decide(state, policy)
-        if isinstance(decision, Advance | RollBack):
-            return decision, state
-        if time.monotonic() > deadline:
-            return RollBack(f"after {timeout_s:g} s there were only {decision.reason}"), state
-        time.sleep(poll_s)
-
-
-def _since(now: Counted, then: Counted) -> Counted:
-    return Counted(requests=now.requests - then.requests, errors=now.errors - then.errors)
-
-
-def _numbers(counted: Counted) -> tuple[int, int]:
-    return counted.requests, counted.errors

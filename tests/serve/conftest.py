@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from tiny_llama import make_tiny_model
 
 

@@ -51,7 +51,9 @@ def test_greedy_equals_generate(tiny_model: Path, quantization: str) -> None:
     loaded = load(tiny_model, quantization, device="cpu")
     prompt = loaded.tokenizer("user: What does os.path.join do?\nassistant: ", return_tensors="pt")
     with torch.inference_mode():
-        expected = loaded.model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+        expected = loaded.model.generate(**prompt, max_new_tokens=40, do_sample=False)[
+            0, prompt["input_ids"].shape[1] :
+        ]
     assert tokens == len(expected)
     assert text == loaded.tokenizer.decode(expected, skip_special_tokens=True)
 

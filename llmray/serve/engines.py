@@ -1,0 +1,82 @@
+"""Which engine a model application opens, and the check that its folder holds the model that was evaluated."""
+
+import importlib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llmray import artifact, storage
+from llmray.errors import ConfigError, InputError, NotFoundError
+from llmray.serve.engine import Engine
+
+ENGINES = {"hf": "llmray.serve.engines:hf_engine", "echo": "llmray.serve.engines:echo_engine"}
+
+
+class ModelArgs(BaseModel):
+    """Arguments of a model application, in Serve files as `args`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uri: str
+    """Folder of the model artifact."""
+    digest: str
+    """What the folder must hold: another artifact there is refused."""
+    quantization: str = "nf4"
+    """`nf4`, `int8` or `none`."""
+    engine: str = "hf"
+    """`hf`, `echo`, or `module:attribute` of a function from these arguments to an `Engine`."""
+    device: str | None = None
+    """`cpu`, `cuda`; the GPU if the replica was given one by default."""
+    num_cpus: Annotated[float, Field(ge=0)] = 0.5
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    num_replicas: Annotated[int, Field(ge=1)] = 1
+    max_ongoing_requests: Annotated[int, Field(ge=1)] = 64
+    """Answers that one replica decodes in turn."""
+    max_queued_requests: Annotated[int, Field(ge=0)] = 256
+    """Answers that may wait at the gateway before others are refused with 429."""
+
+
+def open_engine(args: ModelArgs) -> Engine:
+    """The engine that the arguments name.
+
+    Raises:
+        ConfigError: there is no such engine.
+        InputError: the folder does not hold that model.
+    """
+    path, _, attribute = ENGINES.get(args.engine, args.engine).partition(":")
+    try:
+        make: Any = getattr(importlib.import_module(path), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"engine ({args.engine}) must be one of {', '.join(ENGINES)} or module:attribute") from error
+    engine: Engine = make(args)
+    return engine
+
+
+def hf_engine(args: ModelArgs) -> Engine:
+    """transformers, from the artifact's folder."""
+    from llmray.serve.hf_engine import HfEngine
+
+    return HfEngine.open(checked_folder(args.uri, args.digest), args.quantization, device=args.device)
+
+
+def echo_engine(_: ModelArgs) -> Engine:
+    """The engine that repeats what it is told."""
+    from llmray.serve.echo_engine import EchoEngine
+
+    return EchoEngine()
+
+
+def checked_folder(uri: str, digest: str) -> Path:
+    """Local folder of a model.
+
+    Raises:
+        InputError: another artifact lies there, or nothing.
+    """
+    try:
+        found = artifact.load(uri)
+    except NotFoundError:
+        return storage.local_copy(uri)  # a plain Hugging Face folder: nobody vouches for its digest
+    if found.digest != digest:
+        raise InputError(f"{uri} holds {found.digest}, not {digest}: deploy the artifact that was evaluated")
+    return found.local()

@@ -1,0 +1,218 @@
+"""The pure parts of serving: the split of traffic, text pieces, prompts, queues, the canary policy."""
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from memory_ports import ASK, MemoryRegistry
+from pydantic import ValidationError
+
+from llmray.errors import ConfigError, InputError, NotFoundError, UnavailableError
+from llmray.serve.detokenize import Detokenizer, StopText
+from llmray.serve.outbox import Outbox
+from llmray.serve.prompts import PromptCache
+from llmray.serve.rollout import Advance, Counted, Hold, RollBack, RolloutPolicy, RolloutState, decide, error_excess
+from llmray.serve.variants import GatewayConfig, Variant, choose
+
+
+def split(*weights: float) -> list[Variant]:
+    return [Variant(name=f"v{n}", app=f"a{n}", digest=f"{n}" * 64, weight=weight) for n, weight in enumerate(weights)]
+
+
+def test_split_follows_the_weights() -> None:
+    counts = Counter(choose(split(75, 25), f"user{n}").name for n in range(4000))
+    # four standard deviations of a binomial with n = 4000, p = 1/4
+    assert abs(counts["v1"] - 1000) < 4 * math.sqrt(4000 * 0.25 * 0.75)
+
+
+@given(st.text(), st.floats(0, 100), st.floats(0, 100))
+def test_growing_canary_keeps_its_people(key: str, one: float, other: float) -> None:
+    less, more = sorted((one, other))
+    if choose(split(100 - less, less), key).name == "v1":
+        assert choose(split(100 - more, more), key).name == "v1"
+
+
+@given(st.text())
+def test_weight_zero_gets_nobody(key: str) -> None:
+    assert choose(split(100, 0), key).name == "v0"
+    assert choose(split(0, 100), key).name == "v1"
+
+
+def test_config_without_weight_or_with_two_of_a_name_is_refused() -> None:
+    with pytest.raises(ValidationError, match="weight"):
+        GatewayConfig(model="m", variants=split(0, 0))
+    with pytest.raises(ValidationError, match="name of its own"):
+        GatewayConfig(model="m", variants=[*split(1), *split(1)])
+
+
+@given(st.text(), st.data())
+def test_pieces_add_up_to_the_text_and_hold_whole_characters(text: str, data: st.DataObject) -> None:
+    raw = text.encode() + data.draw(st.binary(max_size=3))
+    shown: list[str] = []
+    stream = Detokenizer(lambda ids: bytes(ids).decode(errors="replace"))
+    for byte in raw:
+        shown.append(stream.push(byte))
+        assert raw.decode(errors="replace").startswith("".join(shown)) or "�" in raw.decode(errors="replace")
+    shown.append(stream.flush())
+    assert "".join(shown) == raw.decode(errors="replace")
+
+
+@given(
+    st.text(alphabet="abc", max_size=30),
+    st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3),
+    st.data(),
+)
+def test_stop_text_never_shows(text: str, stops: Sequence[str], data: st.DataObject) -> None:
+    stop, shown, rest = StopText(stops), "", text
+    while rest and not stop.found:
+        size = data.draw(st.integers(1, len(rest)))
+        shown += stop.push(rest[:size])
+        rest = rest[size:]
+    shown += stop.flush()
+    assert not any(each in shown for each in stops)
+    assert text.startswith(shown)
+    if not any(each in text for each in stops):
+        assert shown == text
+
+
+def test_alias_is_asked_again_after_a_second_and_a_version_never() -> None:
+    async def scenario() -> None:
+        registry, now = MemoryRegistry(), [0.0]
+        cache = PromptCache(registry, clock=lambda: now[0])
+        assert await cache.get("ask@production") is ASK
+        now[0] = 0.9
+        await asyncio.gather(*(cache.get("ask@production") for _ in range(20)))
+        assert registry.asked == 1
+        now[0] = 1.0
+        await asyncio.gather(*(cache.get("ask@production") for _ in range(20)))
+        assert registry.asked == 2
+        await cache.get("ask:2")
+        now[0] = 1e6
+        await cache.get("ask:2")
+        assert registry.asked == 3
+        registry.up = False
+        assert await cache.get("ask@production") is ASK
+        assert cache.stale == 1
+        with pytest.raises(UnavailableError):
+            await cache.get("ask@unknown")
+        registry.up = True
+        del registry.prompts["ask@production"]
+        with pytest.raises(NotFoundError):
+            await cache.get("ask@production")
+        registry.up = False  # gone once, it is not served from memory again
+        with pytest.raises(UnavailableError):
+            await cache.get("ask@production")
+        with pytest.raises(InputError):
+            await cache.get("ask")
+
+    asyncio.run(scenario())
+
+
+def test_outbox_batches_keeps_order_and_empties_on_close() -> None:
+    async def scenario() -> None:
+        sent: list[list[int]] = []
+
+        async def send(batch: Sequence[int]) -> None:
+            sent.append(list(batch))
+
+        box: Outbox[int] = Outbox("test", send, batch=10, interval_s=0.001)
+        box.start()
+        for number in range(25):
+            box.put(number)
+        await box.close()
+        assert [number for batch in sent for number in batch] == list(range(25))
+        assert max(map(len, sent)) <= 10
+        assert box.dropped == 0
+
+    asyncio.run(scenario())
+
+
+def test_outbox_counts_what_it_drops_and_passes_by_what_is_refused() -> None:
+    async def scenario() -> None:
+        kept: list[int] = []
+        up = [False]
+
+        async def send(batch: Sequence[int]) -> None:
+            if not up[0]:
+                raise UnavailableError("away")
+            if 3 in batch:
+                raise InputError("3 cannot be kept")
+            kept.extend(batch)
+
+        box: Outbox[int] = Outbox("test", send, capacity=8)
+        for number in range(10):
+            box.put(number)
+        assert box.dropped == 2
+        await box.flush()
+        assert len(box) == 8
+        up[0] = True
+        await box.close()
+        assert sorted(kept) == [0, 1, 2, 4, 5, 6, 7]
+        assert box.dropped == 3
+        up[0] = False
+        tap: Outbox[int] = Outbox("tap", send, keep_trying=False)
+        tap.put(1)
+        await tap.flush()
+        assert (len(tap), tap.dropped) == (0, 1)
+
+    asyncio.run(scenario())
+
+
+def state(
+    requests: int, errors: int, *, at_step: int | None = None, stable: Counted | None = None, alarms: int = 0
+) -> RolloutState:
+    return RolloutState(
+        stable=stable or Counted(requests=1000, errors=5),
+        canary=Counted(requests=requests, errors=errors),
+        at_step=requests if at_step is None else at_step,
+        alarms=alarms,
+    )
+
+
+def test_policy_advances_holds_and_rolls_back() -> None:
+    policy = RolloutPolicy(min_requests=20)
+    assert decide(state(20, 0), policy) == Advance()
+    assert decide(state(50, 0, at_step=19), policy) == Hold("19 of 20 requests at this weight")
+    assert isinstance(decide(state(10, 5), policy), RollBack)
+    assert isinstance(decide(state(100, 0, alarms=1), policy), RollBack)
+    assert decide(state(100, 0, alarms=1), RolloutPolicy(ignore_alarms=True)) == Advance()
+    # both fail alike: the fault is elsewhere, unless the new model answers hardly anything
+    assert decide(state(100, 30, stable=Counted(requests=100, errors=30)), policy) == Advance()
+    assert isinstance(decide(state(100, 60, stable=Counted(requests=100, errors=60)), policy), RollBack)
+    # all of the traffic at once leaves nothing to compare with
+    assert isinstance(decide(state(20, 20, stable=Counted(requests=0, errors=0)), policy), RollBack)
+
+
+def test_good_models_are_rarely_rolled_back_and_bad_ones_nearly_always() -> None:
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    policy = RolloutPolicy(significance=0.01)
+
+    def rolled_back(rate: float) -> float:
+        looks = [
+            decide(
+                state(
+                    100,
+                    int(random.binomial(100, rate)),
+                    stable=Counted(requests=500, errors=int(random.binomial(500, 0.02))),
+                ),
+                policy,
+            )
+            for _ in range(400)
+        ]
+        return sum(isinstance(look, RollBack) for look in looks) / len(looks)
+
+    assert rolled_back(0.02) <= 0.01 + 4 * math.sqrt(0.01 * 0.99 / 400)
+    assert rolled_back(0.2) > 0.95
+    assert error_excess(Counted(requests=10, errors=0), Counted(requests=10, errors=9)) == 1.0
+
+
+@pytest.mark.parametrize("steps", [(), (0, 100), (50, 25, 100), (5, 25), (5, 5, 100), (5, 120)])
+def test_impossible_steps_are_refused(steps: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="try"):
+        RolloutPolicy(steps=steps)
