@@ -1,0 +1,163 @@
+"""Build what the loop drives: the model, adapters where asked, and DeepSpeed's engine around them; and write models out.
+
+Needs torch; a file of workers, never imported at the top of anything a driver loads.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmray import storage
+from llmray.errors import InputError
+from llmray.train.spec import TrainSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """One process's place among the workers."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: str = "cpu"
+    """`cpu` or `cuda:0`."""
+
+
+def join_process_group(place: Place) -> None:
+    """Let DeepSpeed use the process group that is there, or make one of this process alone."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if place.device == "cpu":
+        # DeepSpeed would build its shared-memory collectives with g++ here: tens of seconds the first time, and a
+        # compiler that a machine may not have. Gloo does the same work; probing no ops also saves compiler calls.
+        vars(deepspeed.ops)["__compatible_ops__"] = {}
+    deepspeed.init_distributed(
+        dist_backend="gloo" if place.device == "cpu" else "nccl",
+        auto_mpi_discovery=False,
+        verbose=False,
+        rank=place.rank,
+        world_size=place.world_size,
+    )
+
+
+def load_tokenizer(uri: str) -> Any:
+    """The tokenizer of a model folder or hub id."""
+    return AutoTokenizer.from_pretrained(_source(uri))
+
+
+def load_model(spec: TrainSpec, tokenizer: Any) -> Any:
+    """The model to be trained, with adapters under `lora`; under ZeRO-3 each rank holds its shard from the start.
+
+    Raises:
+        InputError: the tokenizer makes ids that the model has no embedding for, or blocks exceed its positions.
+    """
+    model = AutoModelForCausalLM.from_pretrained(_source(spec.model), dtype=getattr(torch, spec.dtype))
+    config = model.config.get_text_config()
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"the tokenizer of {spec.model} has {len(tokenizer)} tokens, its model only {config.vocab_size} embeddings"
+        )
+    if spec.max_length > getattr(config, "max_position_embeddings", spec.max_length):
+        raise InputError(
+            f"train.max_length ({spec.max_length}) exceeds the model's {config.max_position_embeddings} positions"
+        )
+    model.config.use_cache = False
+    if spec.method == "lora":
+        model = with_adapters(model, spec)
+    return model
+
+
+def with_adapters(model: Any, spec: TrainSpec) -> Any:
+    """The model with LoRA adapters (Hu et al. 2021) on every linear layer but the output head."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(spec.seed)
+    config = LoraConfig(
+        r=spec.lora_rank, lora_alpha=spec.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)
+
+
+@contextmanager
+def zero3_loading(spec: TrainSpec) -> Iterator[None]:
+    """Make `from_pretrained` shard as it loads under ZeRO-3; nothing otherwise."""
+    from transformers.integrations import HfDeepSpeedConfig
+
+    keeper = HfDeepSpeedConfig(deepspeed_config(spec)) if spec.zero == 3 else None
+    try:
+        yield
+    finally:
+        del keeper
+
+
+def make_engine(model: Any, spec: TrainSpec) -> Any:
+    """DeepSpeed's engine with AdamW over the trainable weights; matrices decay, norms and biases do not."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    shapes = [getattr(parameter, "ds_shape", parameter.shape) for parameter in trainable]
+    groups = [
+        {"params": [p for p, shape in zip(trainable, shapes, strict=True) if len(shape) >= 2]},
+        {"params": [p for p, shape in zip(trainable, shapes, strict=True) if len(shape) < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=spec.lr,
+        betas=(0.9, spec.beta2),
+        weight_decay=spec.weight_decay,
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(spec))
+    return engine
+
+
+def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
+    """The DeepSpeed settings that a spec stands for."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": spec.micro_batch,
+        "gradient_accumulation_steps": spec.accumulation,
+        "gradient_clipping": spec.clip_norm,
+        "zero_optimization": {"stage": spec.zero, "overlap_comm": False, "stage3_param_persistence_threshold": 10_000},
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+    if spec.dtype == "bfloat16":
+        config["bf16"] = {"enabled": True}
+    return config
+
+
+def gather_weights(engine: Any, *, rank: int) -> dict[str, torch.Tensor]:
+    """Full weights on rank 0, on the CPU (empty on the others); every rank must call it."""
+    weights: dict[str, torch.Tensor] = {}
+    named = [*engine.module.named_parameters(), *engine.module.named_buffers()]
+    persistent = engine.module.state_dict().keys()
+    for name, tensor in named:
+        with deepspeed.zero.GatheredParameters([tensor] if hasattr(tensor, "ds_id") else []):
+            if rank == 0 and name in persistent:
+                weights[name] = tensor.detach().cpu().clone()
+    return weights
+
+
+def export(folder: Path, weights: dict[str, torch.Tensor], spec: TrainSpec, tokenizer: Any) -> None:
+    """Write a Hugging Face folder from gathered weights; adapters are merged in, and kept in `adapter/` as well."""
+    model = AutoModelForCausalLM.from_pretrained(_source(spec.model), dtype=getattr(torch, spec.dtype))
+    if spec.method == "lora":
+        model = with_adapters(model, spec)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    lost = [name for name in missing if not any(name.endswith(key) for key in tied)]
+    assert not lost, f"weights missing from the export: {lost[:3]}"
+    assert not unexpected, f"weights that the model does not have: {unexpected[:3]}"
+    if spec.method == "lora":
+        model.save_pretrained(folder / "adapter")
+        model = model.merge_and_unload()
+    model.config.use_cache = True
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _source(uri: str) -> str:
+    return str(storage.local_copy(uri)) if storage.exists(uri) else uri

@@ -1,0 +1,294 @@
+"""The training loop, whole: blocks in, losses out, on `deepspeed.initialize`.
+
+It knows no Ray: `Hooks` carries checkpoints and metrics out, so the same loop runs alone on one process. The loss is
+the sum over trained tokens divided by the trained tokens of the whole global batch (all ranks, all accumulation
+steps), which every rank knows beforehand; averaging averages instead weighs a token by how empty its micro-batch was.
+Legend: B micro-batch, T block length.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.functional import cross_entropy
+
+from llmray.errors import UserError
+from llmray.train import checkpoint
+from llmray.train.blocks import heldout_blocks, train_blocks
+from llmray.train.checkpoint import Progress
+from llmray.train.cursor import Cursor, share
+from llmray.train.engine import (
+    Place,
+    export,
+    gather_weights,
+    join_process_group,
+    load_model,
+    load_tokenizer,
+    make_engine,
+    zero3_loading,
+)
+from llmray.train.packing import IGNORED, Block
+from llmray.train.schedule import learning_rate
+from llmray.train.spec import TrainSpec
+
+
+class DivergedError(UserError):
+    """The loss is no longer a number; the last checkpoint stays."""
+
+
+class Hooks(Protocol):
+    """What the loop needs from where it runs."""
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        """Keep a line of metrics; called on rank 0 only, after every step."""
+
+    def report(self, line: dict[str, Any], write: Callable[[Path], None] | None) -> None:
+        """Tell the figures of now and then; called by all ranks together.
+
+        Args:
+            write: fills a folder with this rank's part of a checkpoint, which becomes the newest; None for none.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    progress: Progress
+    heldout_loss: float
+    """Mean negative log-likelihood per trained token of held-out rows, in nats; NaN without such rows."""
+    counts: dict[str, float]
+    """Rows and blocks of the training data."""
+    seconds: dict[str, float]
+    """Where the time of this process went, by phase."""
+    stopped_early: bool
+    """Whether the deadline came before the last step."""
+
+
+def run(
+    spec: TrainSpec,
+    place: Place,
+    hooks: Hooks,
+    *,
+    resume_from: Path | None,
+    export_to: Path,
+    deadline: float | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Outcome:
+    """Train from the start or a checkpoint to the last step or the deadline, then write the model to `export_to`.
+
+    Args:
+        deadline: reading of rank 0's clock after which no further step begins.
+
+    Raises:
+        DivergedError: the loss became NaN or infinite.
+    """
+    lap = _laps(clock)
+    seconds: dict[str, float] = {}
+    torch.manual_seed(spec.seed)
+    join_process_group(place)
+    seconds["process_group"] = next(lap)
+    tokenizer = load_tokenizer(spec.model)
+    data = train_blocks(spec, tokenizer)
+    heldout = heldout_blocks(spec, tokenizer)
+    seconds["data"] = next(lap)
+    with zero3_loading(spec):
+        engine = make_engine(load_model(spec, tokenizer), spec)
+    progress = Progress(spec_digest=spec.digest)
+    if resume_from is not None:
+        progress = checkpoint.read_progress(resume_from, spec)
+        checkpoint.restore(resume_from, engine, rank=place.rank)
+    seconds["engine"] = next(lap)
+    job = _Job(engine=engine, spec=spec, place=place, blocks=data.blocks, heldout=heldout)
+    progress, stopped_early = _steps(job, progress, hooks, deadline, clock)
+    seconds["steps"] = next(lap)
+    loss = _heldout_loss(job)
+    seconds["heldout"] = next(lap)
+    weights = gather_weights(engine, rank=place.rank)
+    if place.rank == 0:
+        export(export_to, weights, spec, tokenizer)
+    dist.barrier()
+    seconds["export"] = next(lap)
+    return Outcome(
+        progress=progress, heldout_loss=loss, counts=data.counts, seconds=seconds, stopped_early=stopped_early
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    engine: Any
+    spec: TrainSpec
+    place: Place
+    blocks: Sequence[Block]
+    heldout: Sequence[Block]
+
+
+def _steps(
+    job: _Job, progress: Progress, hooks: Hooks, deadline: float | None, clock: Callable[[], float]
+) -> tuple[Progress, bool]:
+    spec = job.spec
+    cursor = Cursor(num_blocks=len(job.blocks), seed=spec.seed, next_index=progress.next_index)
+
+    def save(folder: Path) -> None:
+        checkpoint.save(folder, job.engine, progress, rank=job.place.rank)
+
+    saved = progress.step
+    while progress.step < spec.max_steps:
+        began = clock()
+        batch = cursor.take(spec.global_batch)
+        lr = learning_rate(
+            progress.step,
+            peak=spec.lr,
+            max_steps=spec.max_steps,
+            warmup_fraction=spec.warmup_fraction,
+            schedule=spec.schedule,
+        )
+        if _any_rank(job.place, deadline is not None and clock() >= deadline):
+            if saved < progress.step:
+                hooks.report({"step": progress.step, "loss": progress.train_loss}, save)
+            return progress, True
+        loss = _step(job, batch, lr)
+        cursor = cursor.advance(spec.global_batch)
+        progress = Progress(
+            spec_digest=spec.digest,
+            step=progress.step + 1,
+            next_index=cursor.next_index,
+            meter=progress.meter.add(
+                tokens=sum(job.blocks[index].num_tokens for index in batch),
+                targets=sum(job.blocks[index].num_targets for index in batch),
+                seconds=clock() - began,
+                cores=spec.num_workers * spec.cpus_per_worker,
+                gpus=spec.num_workers * spec.gpus_per_worker,
+            ),
+            train_loss=loss,
+        )
+        line = _line(job, progress, lr)
+        evaluating = bool(spec.eval_every) and progress.step % spec.eval_every == 0 and progress.step < spec.max_steps
+        if evaluating:
+            line["heldout_loss"] = _heldout_loss(job)
+        if job.place.rank == 0:
+            hooks.metrics(line)
+        if progress.step % spec.checkpoint_every == 0 or progress.step == spec.max_steps:
+            saved = progress.step
+            hooks.report(line, save)
+        elif evaluating:
+            hooks.report(line, None)
+    return progress, False
+
+
+def _step(job: _Job, batch: list[int], lr: float) -> float:
+    """One optimizer step; the mean loss per trained token of the global batch, the same on every rank."""
+    spec, place, engine = job.spec, job.place, job.engine
+    targets = max(1, sum(job.blocks[index].num_targets for index in batch))
+    # DeepSpeed averages gradients over ranks and accumulation steps; this turns its averages back into sums.
+    scale = place.world_size * spec.accumulation / targets
+    total = torch.zeros(1, dtype=torch.float64)
+    suspects: list[int] = []
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+    for indices in share(batch, rank=place.rank, num_workers=place.world_size, micro_batch=spec.micro_batch):
+        blocks = [job.blocks[index] for index in indices]
+        loss = _loss_sum(engine, blocks, place.device)
+        value = float(loss)
+        if not math.isfinite(value):
+            suspects += [row for block in blocks for row in block.rows]
+        total += value
+        engine.backward(loss * scale)
+        engine.step()
+    _sum_over_ranks(total, place)
+    mean = float(total) / targets
+    if not math.isfinite(mean):
+        raise _diverged(suspects, place, lr)
+    return mean
+
+
+def _loss_sum(engine: Any, blocks: Sequence[Block], device: str) -> torch.Tensor:
+    """Summed negative log-likelihood of the targets in a micro-batch, float32."""
+
+    def stack(arrays: list[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.stack(arrays)).to(device)
+
+    labels_BT = stack([block.labels for block in blocks])
+    # No attention mask and no cache: with these, restarting positions keep documents apart; see packing.py.
+    output = engine(
+        input_ids=stack([block.input_ids for block in blocks]),
+        position_ids=stack([block.position_ids for block in blocks]),
+        attention_mask=None,
+        use_cache=False,
+    )
+    return cross_entropy(
+        output.logits.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def _heldout_loss(job: _Job) -> float:
+    """Mean loss per trained token over the held-out blocks, the same on every rank; NaN where there are none.
+
+    All ranks do the same number of forward passes, since ZeRO-3 gathers weights in each; spare ones count nothing.
+    """
+    if not job.heldout:
+        return math.nan
+    size = job.spec.micro_batch
+    stride = size * job.place.world_size
+    totals = torch.zeros(2, dtype=torch.float64)
+    job.engine.eval()
+    with torch.no_grad():
+        for at in range(0, len(job.heldout), stride):
+            start = at + job.place.rank * size
+            part = job.heldout[start : start + size]
+            loss = _loss_sum(job.engine, part or job.heldout[:1], job.place.device)
+            if part:
+                totals += torch.tensor([float(loss), sum(block.num_targets for block in part)])
+    job.engine.train()
+    _sum_over_ranks(totals, job.place)
+    return float(totals[0] / totals[1]) if totals[1] else math.nan
+
+
+def _line(job: _Job, progress: Progress, lr: float) -> dict[str, Any]:
+    return {
+        "step": progress.step,
+        "loss": progress.train_loss,
+        "lr": lr,
+        "grad_norm": float(job.engine.get_global_grad_norm() or 0.0),
+        "epoch": round(progress.next_index / len(job.blocks), 4),
+        "tokens": progress.meter.tokens,
+        "tokens_per_s": round(progress.meter.tokens_per_s, 1),
+        "core_seconds": round(progress.meter.core_seconds, 3),
+    }
+
+
+def _sum_over_ranks(values: torch.Tensor, place: Place) -> None:
+    """Add up in place over all ranks; CPU tensors over gloo, and by way of the GPU over nccl."""
+    if place.world_size > 1:
+        there = values.to(place.device)
+        dist.all_reduce(there)
+        values.copy_(there)
+
+
+def _any_rank(place: Place, late: bool) -> bool:
+    flag = torch.tensor([float(late)])
+    _sum_over_ranks(flag, place)
+    return bool(flag)
+
+
+def _diverged(suspects: list[int], place: Place, lr: float) -> DivergedError:
+    everywhere: list[list[int] | None] = [None] * place.world_size
+    dist.all_gather_object(everywhere, suspects)
+    rows = sorted({row for part in everywhere for row in part or ()})
+    shown = ", ".join(map(str, rows[:12])) + (", …" if len(rows) > 12 else "")
+    return DivergedError(
+        f"the loss is no longer a number at learning rate {lr:.3g}; it came from rows {shown}. "
+        f"The last checkpoint is kept: lower train.lr, raise train.warmup_fraction, or look at those rows"
+    )
+
+
+def _laps(clock: Callable[[], float]) -> Iterator[float]:
+    last = clock()
+    while True:
+        now = clock()
+        yield round(now - last, 3)
+        last = now

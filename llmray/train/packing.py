@@ -1,0 +1,101 @@
+"""Pack documents of many lengths into blocks of one length, so that few tokens are padding.
+
+Best-fit decreasing (Ding et al., "Fewer Truncations Improve Language Modeling", arXiv 2404.10830): the longest document
+first, each into the fullest block that still has room. Position ids start again at 0 with every document; transformers'
+SDPA and eager attention read the restarts as walls when `attention_mask` is None and the cache is off, so no document
+sees another. Padding is a document of its own whose labels are ignored. Rejected: cutting a stream every N tokens
+(documents see one another and lose their heads), and FlexAttention (no backward on CPU).
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+IGNORED = -100
+"""Label of a token that is not trained (PyTorch's ignore_index)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    input_ids: Sequence[int]
+    trained: Sequence[int]
+    """1 where the token is a target of the loss, 0 elsewhere; as long as `input_ids`."""
+    row: int
+    """Row of the snapshot it came from, for error messages."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """Token ids, labels and positions of one packed block, each of shape (max_length,), int64.
+
+    `labels[t]` is the token that position t must predict, that is `input_ids[t + 1]` inside one document, or IGNORED.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    position_ids: np.ndarray
+    num_targets: int
+    """Labels that are not IGNORED."""
+    num_tokens: int
+    """Tokens that are not padding."""
+    rows: tuple[int, ...]
+    """Rows of the snapshot that lie in it."""
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Group items so that no group's lengths add up to more than `capacity`.
+
+    Returns:
+        groups of indices into `lengths`; every index in exactly one group; the same input gives the same groups.
+    """
+    assert all(0 < length <= capacity for length in lengths)
+    groups: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (room left, group), sorted
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        length = lengths[index]
+        at = bisect_left(rooms, (length, -1))
+        if at < len(rooms):
+            room, group = rooms.pop(at)
+        else:
+            room, group = capacity, len(groups)
+            groups.append([])
+        groups[group].append(index)
+        if room > length:
+            insort(rooms, (room - length, group))
+    return groups
+
+
+def pack(examples: Sequence[Example], *, max_length: int, pad_id: int) -> list[Block]:
+    """Blocks of `max_length` tokens that hold every example once; none of them may be longer."""
+    groups = best_fit([len(example.input_ids) for example in examples], max_length)
+    return [_block([examples[index] for index in group], max_length=max_length, pad_id=pad_id) for group in groups]
+
+
+def efficiency(blocks: Sequence[Block], max_length: int) -> float:
+    """Share of the blocks' tokens that are not padding."""
+    return sum(block.num_tokens for block in blocks) / max(1, len(blocks) * max_length)
+
+
+def _block(examples: Sequence[Example], *, max_length: int, pad_id: int) -> Block:
+    input_ids = np.full(max_length, pad_id, dtype=np.int64)
+    labels = np.full(max_length, IGNORED, dtype=np.int64)
+    position_ids = np.zeros(max_length, dtype=np.int64)
+    at = 0
+    for example in examples:
+        ids, trained = np.asarray(example.input_ids, dtype=np.int64), np.asarray(example.trained, dtype=bool)
+        end = at + len(ids)
+        input_ids[at:end] = ids
+        labels[at : end - 1] = np.where(trained[1:], ids[1:], IGNORED)
+        position_ids[at:end] = np.arange(len(ids))
+        at = end
+    position_ids[at:] = np.arange(max_length - at)
+    return Block(
+        input_ids=input_ids,
+        labels=labels,
+        position_ids=position_ids,
+        num_targets=int((labels != IGNORED).sum()),
+        num_tokens=at,
+        rows=tuple(example.row for example in examples),
+    )

@@ -1,0 +1,117 @@
+"""What a training run is to do, said once: the same spec serves a job, a tuning trial and the SDK.
+
+Everything in it can change the weights except where and how checkpoints are written, so a run folder belongs to one
+spec: see `checkpoint.py`. Rejected: a free-form DeepSpeed JSON beside it, which lets two files contradict each other.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from llmray.digest import digest_of
+from llmray.errors import ConfigError
+
+Objective = Literal["sft", "pretrain"]
+Method = Literal["full", "lora"]
+Schedule = Literal["cosine", "linear", "constant"]
+Dtype = Literal["float32", "bfloat16"]
+
+_POSITIVE = ("num_workers", "cpus_per_worker", "max_length", "max_steps", "micro_batch", "accumulation", "lora_rank")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSpec:
+    model: str
+    """Hugging Face folder or URI of the model to start from."""
+    data: str
+    """URI of the dataset snapshot."""
+    objective: Objective = "sft"
+    """sft: conversations, loss on assistant tokens; pretrain: plain text, loss on every token."""
+    method: Method = "full"
+    """full: all weights; lora: low-rank adapters, merged into the weights at the end."""
+    zero: int = 2
+    """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer state, 2 and gradients, 3 and weights."""
+    num_workers: int = 2
+    """Training processes."""
+    cpus_per_worker: float = 1.0
+    """Cores that Ray sets aside for each worker."""
+    gpus_per_worker: float = 0.0
+    """GPUs that Ray sets aside for each worker; 0 trains on CPU."""
+    max_length: int = 256
+    """Tokens in a packed block; longer texts are split, longer conversations truncated, and counted."""
+    max_steps: int = 100
+    """Optimizer steps."""
+    micro_batch: int = 8
+    """Blocks in one forward pass of one worker."""
+    accumulation: int = 1
+    """Forward passes of each worker in one optimizer step."""
+    lr: float = 1e-3
+    """Highest learning rate."""
+    schedule: Schedule = "cosine"
+    """How the learning rate falls after the warmup."""
+    warmup_fraction: float = 0.05
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    beta2: float = 0.95
+    """AdamW's second-moment decay."""
+    clip_norm: float = 1.0
+    """Gradients of a greater norm are scaled down to it; 0 leaves them."""
+    lora_rank: int = 16
+    """Rank of the adapters."""
+    lora_alpha: float = 32.0
+    """Adapters are scaled by alpha / rank."""
+    mix: float = 0.0
+    """Share of blocks of the other shape: plain text beside conversations (sft), or the reverse (pretrain)."""
+    dtype: Dtype = "float32"
+    """Number format of weights and activations; optimizer state stays float32."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints; the last step always writes one."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept in the run folder."""
+    eval_every: int = 0
+    """Steps between held-out losses; 0 measures it only at the end."""
+    eval_rows: int = 64
+    """Held-out rows in that loss; 0 for none."""
+    seed: int = 0
+    """Seed of the order of blocks, of adapters and of dropout."""
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"train.{name} ({getattr(self, name)}) must be above zero")
+        for name in ("gpus_per_worker", "weight_decay", "clip_norm", "eval_rows", "eval_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name} ({getattr(self, name)}) must be zero or more")
+        if self.zero not in {0, 1, 2, 3}:
+            raise ConfigError(f"train.zero ({self.zero}) must be 0, 1, 2 or 3")
+        if self.zero == 3 and self.method == "lora" and self.dtype == "bfloat16" and not self.gpus_per_worker:
+            raise ConfigError("train.zero 3 with lora in bfloat16 needs a GPU: use train.zero 2, or train.dtype float32")
+        if not 0 < self.lr < 1:
+            raise ConfigError(f"train.lr ({self.lr}) must lie between 0 and 1: try 1e-3 for a small model, 1e-4 for LoRA")
+        if not 0 <= self.warmup_fraction < 1:
+            raise ConfigError(f"train.warmup_fraction ({self.warmup_fraction}) must be at least 0 and below 1: try 0.05")
+        if not 0 < self.beta2 < 1:
+            raise ConfigError(f"train.beta2 ({self.beta2}) must lie between 0 and 1: try 0.95")
+        if not 0 <= self.mix < 1:
+            raise ConfigError(f"train.mix ({self.mix}) must be at least 0 and below 1: try 0.1")
+        if self.checkpoint_every <= 0 or self.keep_checkpoints <= 0:
+            raise ConfigError("train.checkpoint_every and train.keep_checkpoints must be above zero")
+        if self.objective == "pretrain" and self.method == "lora":
+            raise ConfigError("train.objective pretrain learns too much for adapters: use train.method full")
+
+    @property
+    def global_batch(self) -> int:
+        """Blocks in one optimizer step, over all workers."""
+        return self.num_workers * self.micro_batch * self.accumulation
+
+    @property
+    def digest(self) -> str:
+        """What a run folder is held to: another spec, or another place to run it, has another digest."""
+        return digest_of(self)
+
+    def identity(self) -> dict[str, object]:
+        """The fields that can change the weights beyond rounding: what a cache key or a manifest wants."""
+        elsewhere = {"cpus_per_worker", "gpus_per_worker", "zero", "checkpoint_every", "keep_checkpoints"}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if name not in elsewhere | {"model", "data"}}
