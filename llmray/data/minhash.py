@@ -29,8 +29,8 @@ _SEPARATOR = 0
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
-def shingle(texts: Sequence[str], num_words: int) -> tuple[U64, I64]:
-    """Distinct shingles of each text, sorted within the text.
+def shingle(texts: Sequence[str], num_words: int, *, distinct: bool = True) -> tuple[U64, I64]:
+    """Shingles of each text: each once and sorted, or as they come, which is all that a minimum needs.
 
     Args:
         texts: D texts, not normalised.
@@ -55,6 +55,8 @@ def shingle(texts: Sequence[str], num_words: int) -> tuple[U64, I64]:
         inside_S = place_S < starts_D1[doc_S + 1]
         word_S = np.where(inside_S, words_W[np.minimum(place_S, len(words_W) - 1)], np.uint64(0))
         hash_S = _mix(hash_S * _ODD + word_S + np.uint64(step + 1))
+    if not distinct:
+        return hash_S, np.concatenate(([0], np.cumsum(made_D))).astype(np.int64)
     order = np.lexsort((hash_S, doc_S))
     hash_S, doc_S = hash_S[order], doc_S[order]
     fresh_S = np.ones(len(hash_S), bool)

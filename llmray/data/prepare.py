@@ -76,7 +76,7 @@ def _bands(rows: Sequence[Row | None], failures: Sequence[Sequence[object]], con
         for at, (row, failed) in enumerate(zip(rows, failures, strict=True))
         if config.dedup.near and row is not None and not failed and (text := config.dedup.near_text(row)) is not None
     ]
-    shingles_S, offsets_D1 = minhash.shingle([text for _, text in texts], config.dedup.shingle_words)
+    shingles_S, offsets_D1 = minhash.shingle([text for _, text in texts], config.dedup.shingle_words, distinct=False)
     signatures_DK = minhash.signatures(shingles_S, offsets_D1, banding.num_hashes, config.seed)
     bands_DN = minhash.band_hashes(signatures_DK, banding)
     # A text without words has nothing in common with anything.

@@ -10,7 +10,7 @@ MODULES = sorted(path.stem for path in Path(llmray.data.__path__[0]).glob("*.py"
 
 
 def loaded_by(*modules: str) -> set[str]:
-    code = f"import sys, {', '.join(modules)}; print(*sorted({{'ray', 'torch', 'matplotlib', 'pandas'}} & set(sys.modules)))"
+    code = f"import sys, {', '.join(modules)}; print(*{{'ray', 'torch'}} & set(sys.modules))"
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 

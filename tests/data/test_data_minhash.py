@@ -56,6 +56,7 @@ def test_signatures_depend_on_the_text_alone() -> None:
         alone = signatures(*shingle([texts[place]], 5), 24, seed=3)
         assert np.array_equal(alone[0], together[place])
     assert not np.array_equal(signatures(hashes, offsets, 24, seed=4), together)
+    assert np.array_equal(signatures(*shingle(texts, 5, distinct=False), 24, seed=3), together)
 
 
 @pytest.mark.parametrize("jaccard", [0.3, 0.5, 0.8, 0.9])
