@@ -206,7 +206,7 @@ def _submit(
 
 
 class _Worker:
-    """A scorer in its own process: torch is imported there alone, and a model that does not load fails the first batch."""
+    """A scorer in its own process: torch is imported there alone; a model that does not load fails the first batch."""
 
     def __init__(self, folder: str, max_length: int, device: str, threads: int) -> None:
         self._make = (Path(folder), max_length, device, threads)

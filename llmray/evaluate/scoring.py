@@ -34,12 +34,15 @@ class Scorer:
         torch.set_num_threads(threads)
         self._max_length = max_length
         self._device = device
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"the model in {folder} cannot be loaded: {error}") from error
         if not self._tokenizer.chat_template:
             raise InputError(f"{folder} has no chat template: evaluation needs one in tokenizer_config.json")
         self._marks_generation = bool(_GENERATION.search(self._tokenizer.chat_template))
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
 
     @torch.inference_mode()
     def score(self, batch: Sequence[Request]) -> list[Likelihood]:

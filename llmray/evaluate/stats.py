@@ -102,10 +102,11 @@ class PairedProportions:
         a = 2 * self.n
         b = -self.gained - self.lost + (2 * self.n - self.gained + self.lost) * difference
         c = -self.lost * difference * (1 - difference)
-        lost_share = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+        root = math.sqrt(max(0.0, b * b - 4 * a * c))
+        lost_share = -2 * c / (b + root) if b > 0 else (root - b) / (2 * a)
         variance = self.n * (2 * lost_share + difference * (1 - difference))
         distance = self.gained - self.lost - self.n * difference
-        if variance > 1e-12:
+        if variance > 0:
             return distance / math.sqrt(variance)
         return 0.0 if distance == 0 else math.copysign(math.inf, distance)
 
