@@ -16,7 +16,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
 from ray.serve import Application
 
@@ -24,7 +24,7 @@ from llmray import storage
 from llmray.errors import InputError, NotFoundError, UnavailableError
 from llmray.serve.canary import RolloutResult
 from llmray.serve.control import ServeControl
-from llmray.serve.engines import ModelArgs, open_engine
+from llmray.serve.engines import ModelArgs, checked_folder, open_engine
 from llmray.serve.ports import FeedbackRecord, OutputRecord, PromptTemplate
 from llmray.serve.replica import MONITOR, REGISTRY, GatewayReplica, ModelReplica
 from llmray.serve.rollout import RolloutPolicy
@@ -52,14 +52,26 @@ class RegistryArgs(_Args):
 
 
 class MonitorArgs(_Args):
-    reference_uri: str
-    """Text file of usual questions, one JSON string a line: what the traffic is compared with."""
-    model_digest: str = ""
-    """Subject of the alarms."""
-    options: dict[str, Any] = {}
-    """What else the monitor takes: its false-alarm rate, say."""
+    data_uri: str | None = None
+    """Dataset snapshot whose held-out questions are the usual traffic."""
+    reference_uri: str | None = None
+    """Or a file of usual questions, one JSON string a line."""
+    average_run_length: Annotated[float, Field(gt=1)] = 10_000.0
+    """Usual requests between two false alarms, at least, in the mean."""
+    neighbours: Annotated[int, Field(ge=1)] = 5
+    """Usual questions that a question is compared with."""
+    seed: int = 0
+    state_uri: str | None = None
+    """File that keeps the detectors' state over restarts; None keeps none."""
     registry_app: str | None = "registry"
+    """Application that takes the alarms; None for none."""
     num_cpus: Annotated[float, Field(ge=0)] = 0.1
+
+    @model_validator(mode="after")
+    def _one_reference(self) -> "MonitorArgs":
+        if (self.data_uri is None) == (self.reference_uri is None):
+            raise ValueError("give data_uri or reference_uri: one of them says what usual traffic is")
+        return self
 
 
 def gateway(args: GatewayArgs) -> Application:
@@ -88,12 +100,25 @@ def monitor(args: MonitorArgs) -> Application:
     """The monitor, off the request path."""
     from llmray.monitor.replica import MonitorReplica
 
-    lines = storage.read_bytes(args.reference_uri).decode().splitlines()
-    reference = [json.loads(line) for line in lines if line.strip()]
     deployment = serve.deployment(name=MONITOR)(MonitorReplica)
     return deployment.options(max_ongoing_requests=100, **_options(args.num_cpus)).bind(
-        reference, alerts=BridgeAlerts(args.registry_app, args.model_digest), **args.options
+        usual_questions(args),
+        alerts=None if args.registry_app is None else BridgeAlerts(args.registry_app),
+        average_run_length=args.average_run_length,
+        neighbours=args.neighbours,
+        seed=args.seed,
+        state_uri=args.state_uri,
     )
+
+
+def usual_questions(args: MonitorArgs) -> list[str]:
+    """What the traffic is compared with."""
+    from llmray.monitor.reference import usual_messages
+
+    if args.data_uri is not None:
+        return usual_messages(args.data_uri)[0]
+    lines = storage.read_bytes(str(args.reference_uri)).decode().splitlines()
+    return [str(json.loads(line)) for line in lines if line.strip()]
 
 
 def deploy(
@@ -246,6 +271,12 @@ class RegistryBridge:
         """Keep an event: an alarm, a step of a rollout."""
         await asyncio.to_thread(self._registry.add_event, kind, subject, payload)
 
+    async def alarm(self, payload: Mapping[str, Any]) -> None:
+        """Keep a monitor's alarm, once by its `alarm_id`."""
+        events = await asyncio.to_thread(self._registry.events, "drift.alarm")
+        if payload["alarm_id"] not in {event.payload.get("alarm_id") for event in events}:
+            await self.add_event("drift.alarm", payload["model_digest"], payload)
+
     async def count_alarms(self, subject: str, since: datetime) -> int:
         """Alarms about a model since a moment."""
         events = await asyncio.to_thread(self._registry.events, "drift.alarm", since)
@@ -259,17 +290,12 @@ class RegistryBridge:
 class BridgeAlerts:
     """Where the monitor's alarms go: events of kind `drift.alarm` in the registry."""
 
-    def __init__(self, app: str | None, subject: str) -> None:
+    def __init__(self, app: str) -> None:
         self._app = app
-        self._subject = subject
 
     async def alarm(self, payload: Mapping[str, Any]) -> None:
         """Keep an alarm."""
-        if self._app is None:
-            return
-        handle = serve.get_deployment_handle(REGISTRY, self._app)
-        subject = str(payload.get("model_digest") or self._subject)
-        await handle.add_event.remote("drift.alarm", subject, dict(payload))
+        await serve.get_deployment_handle(REGISTRY, self._app).alarm.remote(dict(payload))
 
 
 def _control() -> ServeControl:
@@ -302,6 +328,8 @@ def _service(host: str | None, port: int | None) -> Service:
 
 
 def _source(uri: str, digest: str, quantization: str, engine: str, *, num_cpus: float, num_gpus: float) -> ModelSource:
+    if engine == "hf" and storage.exists(uri):  # else the folder is the cluster's, and the replica will look
+        checked_folder(uri, digest)
     return ModelSource(
         uri=str(storage.local_path(uri).absolute()) if storage.is_local(uri) else uri,
         digest=digest,

@@ -76,7 +76,11 @@ def checked_folder(uri: str, digest: str) -> Path:
     try:
         found = artifact.load(uri)
     except NotFoundError:
+        if not storage.exists(storage.join(uri, "config.json")):
+            raise InputError(f"{uri} holds no model: it has no config.json") from None
         return storage.local_copy(uri)  # a plain Hugging Face folder: nobody vouches for its digest
+    if found.kind != "model":
+        raise InputError(f"{uri} holds a {found.kind}, not a model")
     if found.digest != digest:
         raise InputError(f"{uri} holds {found.digest}, not {digest}: deploy the artifact that was evaluated")
     return found.local()

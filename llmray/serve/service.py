@@ -218,6 +218,7 @@ class Service:
             self.control.wait_running(changes, timeout_s=timeout_s)
         except (DeploymentFailedError, UnavailableError):
             self._send({name: there.get(name) for name in changes})
+            self.control.wait_gone([name for name in changes if name not in there], timeout_s=_TAKE_OVER_S)
             raise
 
     def _remove_unused(self, config: GatewayConfig, *, timeout_s: float) -> None:

@@ -9,7 +9,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tiny_model(folder: Path, *, seed: int, context: int = 256) -> Path:
+def make_tiny_model(folder: Path, *, seed: int, context: int = 256, missing_tokens: int = 0) -> Path:
+    """A model; with `missing_tokens` a broken one, whose embedding lacks that many of the tokenizer's last tokens."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -29,7 +30,7 @@ def make_tiny_model(folder: Path, *, seed: int, context: int = 256) -> Path:
     )
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(fast),
+        vocab_size=len(fast) - missing_tokens,
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=2,
