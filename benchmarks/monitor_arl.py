@@ -1,8 +1,8 @@
 """Claim: on real questions the monitor's false alarms are as rare as was asked for, and drift is found within requests.
 
 Null data: the questions of a curated snapshot of the Python documentation (or of any snapshot), parted anew for each
-repetition into reference, calibration and stream, without replacement: resampling a reference would hide the damage that
-a finite one does. Drift: GSM8K questions and lines of Shakespeare, mixed into usual traffic at several rates.
+repetition into reference, calibration and stream, without replacement: resampling a reference would hide what a finite
+one costs. Drift: GSM8K questions and lines of Shakespeare, mixed into usual traffic at several rates.
 
     python benchmarks/monitor_arl.py SNAPSHOT_URI $LLMRAY_DATA
 """
@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("data", type=Path, help="folder with gsm8k_train.jsonl and tinyshakespeare.txt")
     parser.add_argument("--repetitions", type=int, default=200)
     args = parser.parse_args(argv)
-    usual = sum(usual_messages(args.snapshot, split="train", limit=10_000), [])
+    reference, fresh = usual_messages(args.snapshot, split="train", limit=10_000)
+    usual = reference + fresh
     print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.processor() or platform.machine()}, {len(usual):,} usual questions")
     print(f"reference {REFERENCE}, calibration {CALIBRATION}, {args.repetitions} repetitions\n")
     _false_alarms(usual, args.repetitions)
@@ -53,7 +54,7 @@ def _false_alarms(usual: list[str], repetitions: int) -> None:
         early = sum(length <= wanted // 10 for length in lengths) / repetitions
         mean = statistics.mean(lengths)
         print(
-            f"{wanted:10,}   at least {mean:,.0f} ({censored} of {repetitions} censored at {len(stream):,})   {early:.3f} (0.1)"
+            f"{wanted:10,}   at least {mean:,.0f} ({censored} of {repetitions} reached {len(stream):,})   {early:.3f} (0.1)"
         )
 
 

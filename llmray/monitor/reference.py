@@ -2,8 +2,7 @@
 
 The two must not overlap, and neither may hold what the traffic will bring: a message is nearer to itself than fresh
 ones are. Messages about one thing (the same `group`) resemble each other as fresh ones do not, so one message a group
-is taken. Rejected: training rows as the reference for held-out traffic, which a memorising data set would put at different
-distances; with one split for both there is nothing to explain.
+is taken. Rejected: training rows as the reference for held-out traffic: two splits may differ in more than chance.
 """
 
 from collections.abc import Sequence
