@@ -105,7 +105,7 @@ def _nested(config_type: type) -> dict[str, type]:
     hints = typing.get_type_hints(config_type)
     return {
         field.name: hints[field.name]
-        for field in dataclasses.fields(config_type)  # type: ignore[arg-type]
+        for field in dataclasses.fields(config_type)
         if dataclasses.is_dataclass(hints[field.name])
     }
 

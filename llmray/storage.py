@@ -191,13 +191,13 @@ def local_copy(uri: str) -> Path:
         return path
     target = local_home() / "downloads" / digest_bytes(uri.encode())[:32]
     if not target.exists():
-        system, path = _system(uri)
+        system, there = _system(uri)
         with draft_folder(str(local_home())) as draft:
-            files = system.find(path)
+            files = system.find(there)
             if not files:
                 raise NotFoundError(f"{uri} does not exist")
             for file in files:
-                here = draft / file[len(path) :].lstrip("/")
+                here = draft / file[len(there) :].lstrip("/")
                 here.parent.mkdir(parents=True, exist_ok=True)
                 system.get_file(file, str(here))
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,6 @@ hundred bytes here, so one task decides up to tens of millions of them; that sea
 Rejected: Ray's shuffle, which costs more than all of this below that size, and moves the text.
 """
 
-# ruff: noqa: N803, N806  (arrays carry their shape)
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase

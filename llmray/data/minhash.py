@@ -9,8 +9,6 @@ that MinHash code often copies is not, once it wraps. Shape legend: D documents,
 hashing, whose variance is largest for the short documents that we see most.
 """
 
-# ruff: noqa: N803, N806  (arrays carry their shape)
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -7,8 +7,6 @@ chaining neighbours of a sorted bucket without looking (it joins documents that 
 for a match (a third of such pairs are none).
 """
 
-# ruff: noqa: N803, N806  (arrays carry their shape)
-
 from dataclasses import dataclass
 
 import numpy as np

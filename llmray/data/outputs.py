@@ -1,7 +1,5 @@
 """What a curation writes, as bytes: kept and removed rows, clusters, quarantine. Pure; rows in a fixed order."""
 
-# ruff: noqa: N806  (arrays carry their shape)
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 

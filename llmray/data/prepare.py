@@ -1,7 +1,5 @@
 """Records to the columns that decide about them: id, exact key, band hashes, failed rules. Pure, a batch at a time."""
 
-# ruff: noqa: N806  (arrays carry their shape)
-
 from collections.abc import Iterator, Sequence
 from itertools import islice
 

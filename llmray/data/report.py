@@ -137,11 +137,11 @@ _LOSS = {"source": "source", "after_row": "row", "reason": "reason", "rows": "lo
 
 
 def _balance(accounts: Accounts) -> None:
-    assert accounts.records == accounts.kept + accounts.removed + accounts.quarantined  # noqa: S101
+    assert accounts.records == accounts.kept + accounts.removed + accounts.quarantined
     for name, count in accounts.sources.items():
-        assert count["in"] == count["kept"] + count["removed"] + count["quarantined"], name  # noqa: S101
+        assert count["in"] == count["kept"] + count["removed"] + count["quarantined"], name
     for kind, count in accounts.kinds.items():
-        assert count["in"] == count["kept"] + count["rules"] + count["exact"] + count["near"], kind  # noqa: S101
+        assert count["in"] == count["kept"] + count["rules"] + count["exact"] + count["near"], kind
 
 
 def _sources(

@@ -119,9 +119,7 @@ def decide(candidate: Scores, baseline: Scores, policy: GatePolicy) -> Promote |
     return Promote(evidence=_evidence(candidate, baseline, policy, [], judged))
 
 
-def _obstacle(  # noqa: PLR0911 one guard, one return
-    task: str, candidate: TaskScores | None, baseline: TaskScores | None, policy: GatePolicy
-) -> str | None:
+def _obstacle(task: str, candidate: TaskScores | None, baseline: TaskScores | None, policy: GatePolicy) -> str | None:
     """Why a task cannot be judged, or None."""
     if candidate is None or baseline is None:
         return f"{task}: the {'candidate' if candidate is None else 'baseline'} was not evaluated on it"

@@ -41,7 +41,9 @@ def weigh(
         InputError: the evidence is about another model, or there is nothing to compare with.
     """
     if evidence.parents.get("model") != candidate.digest:
-        raise InputError(f"the evidence {evidence.digest[:12]} is not about model {candidate.digest[:12]}: evaluate it first")
+        raise InputError(
+            f"the evidence {evidence.digest[:12]} is not about model {candidate.digest[:12]}: evaluate it first"
+        )
     baseline = _baseline(registry, candidate, name=name, alias=alias)
     data = resolve(registry, evidence.parents["data"], kind="dataset")
     settings = EvaluateConfig(**evidence.config["evaluate"])
@@ -124,5 +126,7 @@ def _baseline(registry: Registry, candidate: Artifact, *, name: str, alias: str)
             return resolve(registry, event.evidence["baseline"], kind="model")
     there = registry.alias(name, alias, "model") or candidate.parents.get("base")
     if there is None:
-        raise InputError(f"nothing to compare {candidate.digest[:12]} with: {name}@{alias} is not set and it has no base model")
+        raise InputError(
+            f"nothing to compare {candidate.digest[:12]} with: {name}@{alias} is not set and it has no base model"
+        )
     return resolve(registry, there, kind="model")

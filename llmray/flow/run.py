@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from llmray.errors import GateRefusedError, UserError
 from llmray.registry.registry import Registry
@@ -55,7 +55,8 @@ def open_run(name: str, *, config: Mapping[str, Any] | None = None, run_id: str 
         actor = os.environ.get("LLMRAY_ACTOR") or os.environ.get("USER") or f"uid-{os.getuid()}"
         registry.start_run(name, config=config or {}, run_id=identity, actor=actor)
         token = _current.set(Run(id=identity, name=name, registry=registry, actor=actor))
-        status, problem = "failed", None
+        status: Literal["done", "failed", "refused", "stopped"] = "failed"
+        problem: str | None = None
         try:
             yield _current.get()  # type: ignore[misc]
             status = "done"

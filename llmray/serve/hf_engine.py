@@ -174,7 +174,7 @@ class _Sequence:
 
     def step(self) -> TokenEvent:
         """Read the prompt or the last token, and draw the next one."""
-        ids_1T = torch.tensor([self._ids], device=self._model.device)  # noqa: N806
+        ids_1T = torch.tensor([self._ids], device=self._model.device)
         output = self._model(input_ids=ids_1T, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         token = self._sampler.draw(output.logits[0, -1])
         self._ids = [token]

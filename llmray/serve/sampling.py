@@ -18,24 +18,24 @@ class Sampler:
         else:
             self._generator.seed()
 
-    def draw(self, logits_V: torch.Tensor) -> int:  # noqa: N803 (V: vocabulary)
+    def draw(self, logits_V: torch.Tensor) -> int:
         """One token id from the logits of the last position, float of any precision."""
         if self._sampling.temperature == 0.0 or self._sampling.top_k == 1:
             return int(logits_V.argmax())
-        probabilities_V = filtered(logits_V.float().cpu(), self._sampling)  # noqa: N806
+        probabilities_V = filtered(logits_V.float().cpu(), self._sampling)
         return int(torch.multinomial(probabilities_V, 1, generator=self._generator))
 
 
-def filtered(logits_V: torch.Tensor, sampling: Sampling) -> torch.Tensor:  # noqa: N803
+def filtered(logits_V: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Probabilities (V,) after temperature, top-k and top-p; at least one token keeps a chance."""
-    scores_V = logits_V / max(sampling.temperature, 1e-5)  # noqa: N806
-    scores_V = scores_V - scores_V.max()  # noqa: N806
+    scores_V = logits_V / max(sampling.temperature, 1e-5)
+    scores_V = scores_V - scores_V.max()
     if 0 < sampling.top_k < scores_V.shape[-1]:
         smallest = scores_V.topk(sampling.top_k).values[-1]
-        scores_V = scores_V.masked_fill(scores_V < smallest, -torch.inf)  # noqa: N806
+        scores_V = scores_V.masked_fill(scores_V < smallest, -torch.inf)
     if sampling.top_p < 1.0:
         ordered, order = scores_V.sort(descending=False)
         outside = ordered.softmax(-1).cumsum(-1) <= 1.0 - sampling.top_p
         outside[-1] = False
-        scores_V = scores_V.masked_fill(outside.scatter(0, order, outside), -torch.inf)  # noqa: N806
+        scores_V = scores_V.masked_fill(outside.scatter(0, order, outside), -torch.inf)
     return scores_V.softmax(-1)

@@ -26,7 +26,7 @@ class Progress:
     """Optimizer steps done."""
     next_index: int = 0
     """The cursor's position: blocks taken from the endless order so far."""
-    meter: Meter = Meter()
+    meter: Meter = field(default_factory=Meter)
     """What was used so far."""
     train_loss: float = float("nan")
     """Loss of the last step."""

@@ -99,7 +99,7 @@ def make_engine(model: Any, spec: TrainSpec) -> Any:
     """DeepSpeed's engine with AdamW over the trainable weights; matrices decay, norms and biases do not."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     shapes = [getattr(parameter, "ds_shape", parameter.shape) for parameter in trainable]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p, shape in zip(trainable, shapes, strict=True) if len(shape) >= 2]},
         {"params": [p for p, shape in zip(trainable, shapes, strict=True) if len(shape) < 2], "weight_decay": 0.0},
     ]

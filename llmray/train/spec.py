@@ -86,11 +86,17 @@ class TrainSpec:
         if self.zero not in {0, 1, 2, 3}:
             raise ConfigError(f"train.zero ({self.zero}) must be 0, 1, 2 or 3")
         if self.zero == 3 and self.method == "lora" and self.dtype == "bfloat16" and not self.gpus_per_worker:
-            raise ConfigError("train.zero 3 with lora in bfloat16 needs a GPU: use train.zero 2, or train.dtype float32")
+            raise ConfigError(
+                "train.zero 3 with lora in bfloat16 needs a GPU: use train.zero 2, or train.dtype float32"
+            )
         if not 0 < self.lr < 1:
-            raise ConfigError(f"train.lr ({self.lr}) must lie between 0 and 1: try 1e-3 for a small model, 1e-4 for LoRA")
+            raise ConfigError(
+                f"train.lr ({self.lr}) must lie between 0 and 1: try 1e-3 for a small model, 1e-4 for LoRA"
+            )
         if not 0 <= self.warmup_fraction < 1:
-            raise ConfigError(f"train.warmup_fraction ({self.warmup_fraction}) must be at least 0 and below 1: try 0.05")
+            raise ConfigError(
+                f"train.warmup_fraction ({self.warmup_fraction}) must be at least 0 and below 1: try 0.05"
+            )
         if not 0 < self.beta2 < 1:
             raise ConfigError(f"train.beta2 ({self.beta2}) must lie between 0 and 1: try 0.95")
         if not 0 <= self.mix < 1:

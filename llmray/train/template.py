@@ -41,7 +41,9 @@ def check_template(tokenizer: Any) -> None:
         InputError: no chat template, no assistant mask, a lost turn, or a stop token that would not be trained.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise InputError("the tokenizer has no chat template: use an instruct model, or pre-train with objective pretrain")
+        raise InputError(
+            "the tokenizer has no chat template: use an instruct model, or pre-train with objective pretrain"
+        )
     if tokenizer.eos_token_id is None:
         raise InputError("the tokenizer has no stop token (eos_token): set one in tokenizer_config.json")
     turns = ["first question", "first answer", "second question", "second answer"]

@@ -4,8 +4,8 @@ All decisions are made in this process, by the searcher that Tune asks for point
 before it hands a point out, hands none out while nothing fits, and settles when the trial ends. So no trial starts
 unpaid, and no worker touches the ledger. Trials that do worse than others at the same number of reports are stopped by
 asynchronous successive halving (Li et al. 2020, arXiv 1810.05934), Tune's own. After the last trial the placement
-groups that were made meanwhile are waited for, and taken down if they stay: a stopped trial's trainer gives its own back
-only when Ray's dashboard sees it die.
+groups that were made meanwhile are waited for, and taken down if they stay: a stopped trial's trainer gives its own
+back only when Ray's dashboard sees it die.
 
 Rejected: `Tuner.restore`, which restores Tune's state but not the account; synchronous rounds of successive halving,
 which pay for every survivor's start-up again in each round (10 s of each 20 s trial here).

@@ -1,6 +1,5 @@
 """A new model under traffic: nobody notices a good one, and a bad one goes back."""
 
-import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -128,10 +127,35 @@ def test_model_that_does_not_load_leaves_the_old_one(served: Served, tiny_model:
     before = deploy.status()["replicas"]
     with pytest.raises(InputError, match="has no config"):
         deploy.rollout(str(tmp_path), "e" * 64)
-    torn = shutil.copytree(tiny_model, tmp_path / "torn")
-    weights = torn / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(DeploymentFailedError, match="did not start"):
-        deploy.rollout(str(torn), "e" * 64, timeout_s=120)
+    with pytest.raises(DeploymentFailedError, match=r"did not start.*nowhere:engine"):
+        deploy.rollout(str(tiny_model), "e" * 64, engine="nowhere:engine", timeout_s=120)
     assert deploy.status()["replicas"] == before
     assert ask(served.client(), user="still", stream=False)
+
+
+def test_rollout_goes_on_where_a_dead_driver_left_it(served: Served, tiny_model: Path) -> None:
+    before = deploy.status()
+
+    class DriverDiedError(Exception):
+        pass
+
+    def die(weight: float) -> None:
+        raise DriverDiedError
+
+    policy = RolloutPolicy(steps=(20, 100), min_requests=0)
+    for digest in ("d" * 64, "f" * 64):  # the second finds the canary of the first
+        with pytest.raises(DriverDiedError):
+            deploy.rollout(str(tiny_model), digest, engine="echo", policy=policy, drive=die)
+    left = deploy.status()
+    assert [(variant["digest"], variant["weight"]) for variant in left["config"]["variants"]] == [
+        (before["config"]["variants"][0]["digest"], 80.0),
+        ("f" * 64, 20.0),
+    ]
+    canary = left["config"]["variants"][1]["app"]
+    result = deploy.rollout(str(tiny_model), "f" * 64, engine="echo", policy=policy)
+    after = deploy.status()
+    assert result.status == "done"
+    assert after["replicas"][canary] == left["replicas"][canary]
+    assert {name for name in after["applications"] if name.startswith("model-")} == {canary}
+    text = ask(served.client(), user="after", stream=True)
+    assert text == ASK[0]["content"]

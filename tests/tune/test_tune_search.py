@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trials
+from ray import cloudpickle
 
 from llmray.errors import BudgetExhaustedError, ConfigError, LLMRayError
 from llmray.tune.ledger import Budget, Ledger
@@ -18,6 +19,7 @@ from llmray.tune.search import tune
 from llmray.tune.spec import TuneSpec
 
 pytestmark = pytest.mark.ray
+cloudpickle.register_pickle_by_value(trials)  # workers cannot import what lies beside a test
 PLENTY = Budget(core_seconds=10_000)
 
 
@@ -127,6 +129,7 @@ KILLED = """
 import os, sys
 sys.path.insert(0, {here!r})
 import ray, trials
+ray.cloudpickle.register_pickle_by_value(trials)
 from llmray.tune.ledger import Budget
 from llmray.tune.search import tune
 from llmray.tune.spec import TuneSpec

@@ -1,0 +1,33 @@
+"""Step: raw rows in, a deduplicated and cleaned dataset snapshot with its report out."""
+
+from collections.abc import Sequence
+
+from llmray.artifact import Artifact
+from llmray.data.curate import CurateConfig
+from llmray.flow.inputs import SourceFile
+from llmray.flow.step import charge, step
+
+
+@step()
+def curate(sources: Sequence[SourceFile], config: CurateConfig, parent: Artifact | None = None) -> Artifact:
+    """A dataset snapshot of what the files hold.
+
+    Args:
+        parent: artifact that the files belong to, for its lineage.
+    """
+    import time
+
+    import ray
+
+    from llmray.cluster import connect
+    from llmray.data.curate import curate as run_curation
+
+    connect()
+    started = time.monotonic()
+    snapshot = run_curation(
+        [source.uri for source in sources],
+        config=config,
+        parents={"source": parent.digest} if parent is not None else None,
+    )
+    charge(core_seconds=ray.cluster_resources().get("CPU", 1.0) * (time.monotonic() - started))
+    return snapshot
