@@ -6,7 +6,7 @@ optimizer and the data and shows as a step in the loss.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
