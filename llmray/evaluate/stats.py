@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from llmray.errors import InputError
 
+_RESOLUTION = 1e-12
 _NORMAL = NormalDist()
 _BLOCK = 4_000_000
 Floats = NDArray[np.float64]
@@ -99,6 +100,8 @@ class PairedProportions:
         return Interval(mean=self.estimate, low=self._solve(z), high=self._solve(-z))
 
     def _score(self, difference: float) -> float:
+        if abs(difference) < _RESOLUTION:
+            difference = 0.0  # nearer to zero than the variance below can tell
         a = 2 * self.n
         b = -self.gained - self.lost + (2 * self.n - self.gained + self.lost) * difference
         c = -self.lost * difference * (1 - difference)
