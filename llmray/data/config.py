@@ -70,6 +70,8 @@ class CurateConfig:
     """Patterns of sources, best first (`*curated*`): among repeats of equal length the better source's copy stays."""
     heldout_fraction: float = 0.1
     """Share of groups that is held out, decided by the digest of the group, or of the row where it has none."""
+    validation_fraction: float = 0.1
+    """Share of groups kept for choices made before the last evaluation: early stopping, tuning, usual traffic."""
     rows_per_part: int = 20_000
     """Rows in each Parquet file of the snapshot."""
     examples: int = 3
@@ -80,6 +82,11 @@ class CurateConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.heldout_fraction < 1:
             raise ConfigError(f"heldout_fraction ({self.heldout_fraction}) must be at least 0 and below 1: try 0.1")
+        if not 0 <= self.validation_fraction < 1 - self.heldout_fraction:
+            raise ConfigError(
+                f"validation_fraction ({self.validation_fraction}) and heldout_fraction ({self.heldout_fraction}) "
+                f"must leave something to train on: try 0.1 each"
+            )
         if self.rows_per_part < 1:
             raise ConfigError(f"rows_per_part ({self.rows_per_part}) must be 1 or more: try 20000")
         if self.examples < 0:

@@ -39,13 +39,16 @@ def collect(places: pa.Table, blocks: Mapping[int, pa.Table]) -> pa.Table:
 def kept(rows: pa.Table, _: None, config: CurateConfig) -> bytes:
     """A file of the snapshot."""
     keys = [group or id_ for group, id_ in zip(rows["group"].to_pylist(), rows["id"].to_pylist(), strict=True)]
-    split = pa.array([split_of(key, config.heldout_fraction) for key in keys], pa.string())
+    split = pa.array([split_of(key, config.heldout_fraction, config.validation_fraction) for key in keys], pa.string())
     return parquet_bytes(rows.append_column("split", split).select(SNAPSHOT.names).cast(SNAPSHOT))
 
 
-def split_of(key: str, heldout_fraction: float) -> str:
+def split_of(key: str, heldout_fraction: float, validation_fraction: float = 0.0) -> str:
     """The side on which a group, or a row without one, falls for ever."""
-    return "heldout" if fraction_of(key) < heldout_fraction else "train"
+    place = fraction_of(key)
+    if place < heldout_fraction:
+        return "heldout"
+    return "validation" if place < heldout_fraction + validation_fraction else "train"
 
 
 def removed(rows: pa.Table, extra: pa.Table, _: CurateConfig) -> bytes:

@@ -20,7 +20,7 @@ from llmray.errors import ConfigError, InputError, NotFoundError
 if TYPE_CHECKING:
     import ray.data
 
-Split = Literal["train", "heldout"]
+Split = Literal["train", "validation", "heldout"]
 _ROWS_PER_PART = 20_000
 
 

@@ -40,7 +40,7 @@ def make_reference(texts: Sequence[str], *, neighbours: int = 5) -> Reference:
 
 
 def usual_messages(
-    data_uri: str, *, share: float = 0.6, split: str = "heldout", limit: int = 1000
+    data_uri: str, *, share: float = 0.6, split: str = "validation", limit: int = 1000
 ) -> tuple[list[str], list[str]]:
     """User messages of a snapshot, parted by group: some for a reference, the rest for the traffic.
 

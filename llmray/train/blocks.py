@@ -73,7 +73,7 @@ def heldout_blocks(spec: TrainSpec, tokenizer: Any) -> list[Block]:
     if not spec.eval_rows:
         return []
     shape = "messages" if spec.objective == "sft" else "text"
-    rows = read_rows(spec.data, shape=shape, split="heldout", limit=spec.eval_rows)
+    rows = read_rows(spec.data, shape=shape, split="validation", limit=spec.eval_rows)
     return _pack(spec, tokenizer, shape, rows)[0]
 
 

@@ -16,7 +16,7 @@ def snapshot(folder: Path, texts: list[str]) -> str:
         {
             "id": f"r{i:05}",
             "shape": "messages",
-            "split": "train" if i % 10 == 0 else "heldout",
+            "split": "train" if i % 10 == 0 else "validation",
             "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}],
             "choices": ["yes", "no"] if i % 10 == 1 else None,
             "group": f"g{i // 4}",
@@ -42,7 +42,7 @@ def test_limit_and_empty(tmp_path: Path) -> None:
     uri = snapshot(tmp_path, questions()[:40])
     assert len(usual_messages(uri, limit=3)[0]) == 3
     with pytest.raises(InputError, match="no validation conversation"):
-        usual_messages(uri, split="validation")
+        usual_messages(uri, split="heldout")
 
 
 def test_the_reference_does_not_depend_on_order_or_repeats() -> None:
