@@ -41,7 +41,7 @@ def test_one_message_a_group_and_no_group_on_both_sides(tmp_path: Path) -> None:
 def test_limit_and_empty(tmp_path: Path) -> None:
     uri = snapshot(tmp_path, questions()[:40])
     assert len(usual_messages(uri, limit=3)[0]) == 3
-    with pytest.raises(InputError, match="no validation conversation"):
+    with pytest.raises(InputError, match="no heldout conversation"):
         usual_messages(uri, split="heldout")
 
 
