@@ -61,7 +61,7 @@ def run_job(
 
 def _add_fields(parser: Any, config_type: type, *, prefix: str | None) -> None:
     nested = _nested(config_type)
-    parser.add_class_arguments(config_type, prefix, skip=set(nested))
+    parser.add_class_arguments(config_type, prefix, skip={*nested, *_flagless(config_type)})
     for name, inner in nested.items():
         dotted = f"{prefix}.{name}" if prefix else name
         _add_fields(parser, inner, prefix=dotted)
@@ -77,7 +77,7 @@ def _preset(config_type: type, name: str) -> dict[str, Any]:
     return {
         inner.name: getattr(default, inner.name)
         for inner in dataclasses.fields(default)
-        if not dataclasses.is_dataclass(getattr(default, inner.name))
+        if not dataclasses.is_dataclass(getattr(default, inner.name)) and inner.metadata.get("flag", True)
     }
 
 
@@ -88,6 +88,7 @@ def _build(config_type: type, values: dict[str, Any]) -> Any:
         if field.name in nested
         else _tuple_if_asked(values[field.name], field.default)
         for field in dataclasses.fields(config_type)
+        if field.name not in _flagless(config_type)
     }
     try:
         return config_type(**arguments)
@@ -95,6 +96,11 @@ def _build(config_type: type, values: dict[str, Any]) -> Any:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+
+
+def _flagless(config_type: type) -> set[str]:
+    """Fields marked `metadata={"flag": False}`: filled in by code, not by people."""
+    return {field.name for field in dataclasses.fields(config_type) if not field.metadata.get("flag", True)}
 
 
 def _tuple_if_asked(value: Any, default: Any) -> Any:

@@ -5,7 +5,7 @@ spec: see `checkpoint.py`. Rejected: a free-form DeepSpeed JSON beside it, which
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from llmray.digest import digest_of
@@ -19,23 +19,29 @@ Dtype = Literal["float32", "bfloat16"]
 _POSITIVE = ("num_workers", "cpus_per_worker", "max_length", "max_steps", "micro_batch", "accumulation", "lora_rank")
 
 
+_PLACE = {"identity": False}
+"""Where and how it runs: changes no weight beyond rounding, so it is in no cache key."""
+_GIVEN = {"identity": False, "flag": False}
+"""Handed over as artifacts, which have keys and flags of their own."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSpec:
-    model: str
+    model: str = field(default="", metadata=_GIVEN)
     """Hugging Face folder or URI of the model to start from."""
-    data: str
+    data: str = field(default="", metadata=_GIVEN)
     """URI of the dataset snapshot."""
     objective: Objective = "sft"
     """sft: conversations, loss on assistant tokens; pretrain: plain text, loss on every token."""
     method: Method = "full"
     """full: all weights; lora: low-rank adapters, merged into the weights at the end."""
-    zero: int = 2
+    zero: int = field(default=2, metadata=_PLACE)
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer state, 2 and gradients, 3 and weights."""
     num_workers: int = 2
     """Training processes."""
-    cpus_per_worker: float = 1.0
+    cpus_per_worker: float = field(default=1.0, metadata=_PLACE)
     """Cores that Ray sets aside for each worker."""
-    gpus_per_worker: float = 0.0
+    gpus_per_worker: float = field(default=0.0, metadata=_PLACE)
     """GPUs that Ray sets aside for each worker; 0 trains on CPU."""
     max_length: int = 256
     """Tokens in a packed block; longer texts are split, longer conversations truncated, and counted."""
@@ -65,9 +71,9 @@ class TrainSpec:
     """Share of blocks of the other shape: plain text beside conversations (sft), or the reverse (pretrain)."""
     dtype: Dtype = "float32"
     """Number format of weights and activations; optimizer state stays float32."""
-    checkpoint_every: int = 50
+    checkpoint_every: int = field(default=50, metadata=_PLACE)
     """Steps between checkpoints; the last step always writes one."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = field(default=2, metadata=_PLACE)
     """Newest checkpoints kept in the run folder."""
     eval_every: int = 0
     """Steps between held-out losses; 0 measures it only at the end."""
@@ -118,6 +124,8 @@ class TrainSpec:
 
     def identity(self) -> dict[str, object]:
         """The fields that can change the weights beyond rounding: what a cache key or a manifest wants."""
-        elsewhere = {"cpus_per_worker", "gpus_per_worker", "zero", "checkpoint_every", "keep_checkpoints"}
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in fields.items() if name not in elsewhere | {"model", "data"}}
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.metadata.get("identity", True)
+        }
