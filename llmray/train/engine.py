@@ -4,6 +4,7 @@ Needs torch; a file of workers, never imported at the top of anything a driver l
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmray import storage
 from llmray.errors import InputError
-from llmray.train.spec import TrainSpec
+from llmray.train.spec import ModelRun, TrainSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +37,10 @@ def join_process_group(place: Place) -> None:
         # DeepSpeed would build its shared-memory collectives with g++ here: tens of seconds the first time, and a
         # compiler that a machine may not have. Gloo does the same work; probing no ops also saves compiler calls.
         vars(deepspeed.ops)["__compatible_ops__"] = {}
+    if place.world_size == 1 and not torch.distributed.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists
+        backend = "gloo" if place.device == "cpu" else "nccl"
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(
         dist_backend="gloo" if place.device == "cpu" else "nccl",
         auto_mpi_discovery=False,
@@ -54,7 +59,22 @@ def load_model(spec: TrainSpec, tokenizer: Any) -> Any:
     """The model to be trained, with adapters under `lora`; under ZeRO-3 each rank holds its shard from the start.
 
     Raises:
-        InputError: the tokenizer makes ids that the model has no embedding for, or blocks exceed its positions.
+        InputError: as in `load_whole`.
+    """
+    model = load_whole(spec, tokenizer, option="train.max_length")
+    if spec.method == "lora":
+        model = with_adapters(model, spec)
+    return model
+
+
+def load_whole(spec: ModelRun, tokenizer: Any, *, option: str) -> Any:
+    """The starting model without adapters.
+
+    Args:
+        option: what the user calls `spec.max_length`.
+
+    Raises:
+        InputError: the tokenizer makes ids that the model has no embedding for, or texts exceed its positions.
     """
     model = AutoModelForCausalLM.from_pretrained(_source(spec.model), dtype=getattr(torch, spec.dtype))
     config = model.config.get_text_config()
@@ -63,28 +83,28 @@ def load_model(spec: TrainSpec, tokenizer: Any) -> Any:
             f"the tokenizer of {spec.model} has {len(tokenizer)} tokens, its model only {config.vocab_size} embeddings"
         )
     if spec.max_length > getattr(config, "max_position_embeddings", spec.max_length):
-        raise InputError(
-            f"train.max_length ({spec.max_length}) exceeds the model's {config.max_position_embeddings} positions"
-        )
+        raise InputError(f"{option} ({spec.max_length}) exceeds the model's {config.max_position_embeddings} positions")
     model.config.use_cache = False
-    if spec.method == "lora":
-        model = with_adapters(model, spec)
     return model
 
 
-def with_adapters(model: Any, spec: TrainSpec) -> Any:
-    """The model with LoRA adapters (Hu et al. 2021) on every linear layer but the output head."""
-    from peft import LoraConfig, get_peft_model
+def with_adapters(model: Any, spec: ModelRun) -> Any:
+    """The model with adapters."""
+    from peft import get_peft_model
 
     torch.manual_seed(spec.seed)
-    config = LoraConfig(
-        r=spec.lora_rank, lora_alpha=spec.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    return get_peft_model(model, config)
+    return get_peft_model(model, adapter_config(spec))
+
+
+def adapter_config(spec: ModelRun) -> Any:
+    """LoRA (Hu et al. 2021) on every linear layer but the output head, as peft wants it said."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=spec.lora_rank, lora_alpha=spec.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 @contextmanager
-def zero3_loading(spec: TrainSpec) -> Iterator[None]:
+def zero3_loading(spec: ModelRun) -> Iterator[None]:
     """Make `from_pretrained` shard as it loads under ZeRO-3; nothing otherwise."""
     from transformers.integrations import HfDeepSpeedConfig
 
@@ -114,7 +134,7 @@ def make_engine(model: Any, spec: TrainSpec) -> Any:
     return engine
 
 
-def deepspeed_config(spec: TrainSpec) -> dict[str, Any]:
+def deepspeed_config(spec: ModelRun) -> dict[str, Any]:
     """The DeepSpeed settings that a spec stands for."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": spec.micro_batch,
@@ -141,7 +161,7 @@ def gather_weights(engine: Any, *, rank: int) -> dict[str, torch.Tensor]:
     return weights
 
 
-def export(folder: Path, weights: dict[str, torch.Tensor], spec: TrainSpec, tokenizer: Any) -> None:
+def export(folder: Path, weights: dict[str, torch.Tensor], spec: ModelRun, tokenizer: Any) -> None:
     """Write a Hugging Face folder from gathered weights; adapters are merged in, and kept in `adapter/` as well."""
     model = AutoModelForCausalLM.from_pretrained(_source(spec.model), dtype=getattr(torch, spec.dtype))
     if spec.method == "lora":

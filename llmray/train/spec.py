@@ -6,7 +6,7 @@ spec: see `checkpoint.py`. Rejected: a free-form DeepSpeed JSON beside it, which
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, get_args
 
 from llmray.digest import digest_of
 from llmray.errors import ConfigError
@@ -16,6 +16,7 @@ Method = Literal["full", "lora"]
 Schedule = Literal["cosine", "linear", "constant"]
 Dtype = Literal["float32", "bfloat16"]
 
+_CHOICES = {"objective": Objective, "method": Method, "schedule": Schedule, "dtype": Dtype}
 _POSITIVE = ("num_workers", "cpus_per_worker", "max_length", "max_steps", "micro_batch", "accumulation", "lora_rank")
 
 
@@ -23,6 +24,39 @@ _PLACE = {"identity": False}
 """Where and how it runs: changes no weight beyond rounding, so it is in no cache key."""
 _GIVEN = {"identity": False, "flag": False}
 """Handed over as artifacts, which have keys and flags of their own."""
+
+
+class ModelRun(Protocol):
+    """What the engine and the workers need of a spec, whatever it trains for."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def method(self) -> Method: ...
+    @property
+    def zero(self) -> int: ...
+    @property
+    def num_workers(self) -> int: ...
+    @property
+    def cpus_per_worker(self) -> float: ...
+    @property
+    def gpus_per_worker(self) -> float: ...
+    @property
+    def micro_batch(self) -> int: ...
+    @property
+    def accumulation(self) -> int: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def clip_norm(self) -> float: ...
+    @property
+    def lora_rank(self) -> int: ...
+    @property
+    def lora_alpha(self) -> float: ...
+    @property
+    def dtype(self) -> Dtype: ...
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +117,11 @@ class TrainSpec:
     """Seed of the order of blocks, of adapters and of dropout."""
 
     def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in get_args(choices):
+                raise ConfigError(
+                    f"train.{name} ({getattr(self, name)!r}) must be one of {', '.join(get_args(choices))}"
+                )
         for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"train.{name} ({getattr(self, name)}) must be above zero")

@@ -1,0 +1,140 @@
+"""A run folder: one spec's checkpoints, metrics and result, so that the same call with the same folder goes on.
+
+Figures come back through `metrics.jsonl`, which rank 0 writes and the driver follows: `ray.train.report` would make
+every step wait for the controller's poll. Rejected: a folder named after the digest of the spec, in which nobody
+notices that they typed another learning rate than yesterday.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llmray import artifact, storage
+from llmray.errors import ConfigError, InputError
+
+RESULT, METRICS, EXPORT = "result.json", "metrics.jsonl", "export"
+"""Inside a run folder: what a finished run returned, a line a step, and the model before it is published."""
+_SPEC = "spec.json"
+
+Line = dict[str, Any]
+OnReport = Callable[[Line], None]
+
+
+def claim(run_dir: str, settings: Mapping[str, Any]) -> Path:
+    """The folder, made if missing, and held to the settings that it was begun with.
+
+    Raises:
+        ConfigError: it belongs to a run with other settings, or is not on a disk that workers see.
+    """
+    if not storage.is_local(run_dir):
+        raise ConfigError(f"run_dir ({run_dir}) must be a local or mounted folder that every worker sees")
+    folder = storage.local_path(run_dir).absolute()
+    with storage.disk_errors(run_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / _SPEC
+    if owner.exists():
+        theirs = json.loads(owner.read_text())
+        ours = json.loads(json.dumps(settings))
+        if theirs != ours:
+            changed = sorted(name for name in ours if theirs.get(name) != ours[name])
+            raise ConfigError(
+                f"{run_dir} belongs to a run with other settings ({', '.join(changed)}): choose another run_dir, "
+                f"or the settings that it was begun with"
+            )
+    else:
+        storage.write_bytes(str(owner), json.dumps(settings, indent=1).encode())
+    return folder
+
+
+def reopen_metrics(path: Path, steps_done: int) -> Any:
+    """The file with the lines of the steps that the checkpoint knows; later ones will be written again."""
+    kept = [line for line in read_metrics(path) if line["step"] <= steps_done]
+    storage.write_bytes(str(path), "".join(json.dumps(line) + "\n" for line in kept).encode())
+    return path.open("a")
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """The complete lines of metrics; none where there is no file yet."""
+    lines: list[Line] = []
+    if path.exists():
+        with contextlib.suppress(json.JSONDecodeError):  # a line cut off by a kill, which is the last one
+            for text in path.read_text().splitlines():
+                lines.append(json.loads(text))
+    return lines
+
+
+@contextlib.contextmanager
+def following(
+    path: Path,
+    *,
+    on_report: OnReport | None,
+    log: logging.Logger,
+    describe: Callable[[Line], str],
+    max_steps: int,
+) -> Iterator[None]:
+    """Log progress and call `on_report` for each new line of metrics, from a thread, until the block ends."""
+    follower = _Follower(path, on_report, log, describe, max_steps)
+    over = threading.Event()
+
+    def follow() -> None:
+        while not over.wait(0.25):
+            follower.poll()
+
+    thread = threading.Thread(target=follow, name="train-metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        follower.poll()
+
+
+class _Follower:
+    def __init__(
+        self,
+        path: Path,
+        on_report: OnReport | None,
+        log: logging.Logger,
+        describe: Callable[[Line], str],
+        max_steps: int,
+    ) -> None:
+        self._path, self._on_report, self._log, self._describe = path, on_report, log, describe
+        self._max_steps, self._step, self._logged_at = max_steps, 0, 0.0
+
+    def poll(self) -> None:
+        try:
+            complete = self._path.read_text().rpartition("\n")[0]
+        except FileNotFoundError:
+            return
+        for text in complete.splitlines():
+            line = json.loads(text)
+            if line["step"] <= self._step:
+                continue
+            self._step = line["step"]
+            if self._on_report is not None:
+                self._on_report(line)
+            now = time.monotonic()
+            if now - self._logged_at >= 2 or line["step"] == self._max_steps:
+                self._logged_at = now
+                self._log.info("%s", self._describe(line))
+
+
+def parents_of(uris: Mapping[str, str]) -> dict[str, str]:
+    """Digests by role of those URIs that are artifacts."""
+    parents = {}
+    for role, uri in uris.items():
+        with contextlib.suppress(InputError):
+            parents[role] = artifact.load(uri).digest
+    return parents
+
+
+def finite(value: float) -> float | None:
+    """The number as JSON can hold it: None for one that is not finite."""
+    return value if math.isfinite(value) else None
