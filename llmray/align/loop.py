@@ -12,7 +12,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from llmray.train.engine import (
     load_whole,
 )
 from llmray.train.loop import DivergedError
+from llmray.train.meter import laps
 from llmray.train.run_folder import METRICS, Line, read_metrics, reopen_metrics
 
 _CHECKPOINTS, _WHOLE = "checkpoints", "llmray.json"
@@ -74,7 +75,7 @@ def run(
         DivergedError: the loss became NaN or infinite.
         InputError: the data or the model cannot be used.
     """
-    lap = _laps(clock)
+    lap = laps(clock)
     seconds: dict[str, float] = {}
     disable_progress_bars()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
@@ -220,11 +221,3 @@ def _last_checkpoint(folder: Path, place: Place) -> Path | None:
             shutil.rmtree(found)
     dist.barrier()
     return max(whole, key=lambda found: int(found.name.rpartition("-")[2]), default=None)
-
-
-def _laps(clock: Callable[[], float]) -> Iterator[float]:
-    last = clock()
-    while True:
-        now = clock()
-        yield round(now - last, 3)
-        last = now

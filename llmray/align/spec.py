@@ -6,12 +6,11 @@ make both answers unlikely as long as the rejected one falls faster. Rejected: a
 more models to train, keep and explain.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 
 from llmray.digest import digest_of
 from llmray.errors import ConfigError
-from llmray.train.spec import Dtype, Method
+from llmray.train.spec import GIVEN, PLACE, Dtype, Method, identity_of
 
 _POSITIVE = (
     "num_workers",
@@ -26,27 +25,22 @@ _POSITIVE = (
     "checkpoint_every",
 )
 
-_PLACE = {"identity": False}
-"""Where and how it runs: changes no weight beyond rounding, so it is in no cache key."""
-_GIVEN = {"identity": False, "flag": False}
-"""Handed over as artifacts, which have keys and flags of their own."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlignSpec:
-    model: str = field(default="", metadata=_GIVEN)
+    model: str = field(default="", metadata=GIVEN)
     """Hugging Face folder or URI of the model to start from, which is also the reference."""
-    data: str = field(default="", metadata=_GIVEN)
+    data: str = field(default="", metadata=GIVEN)
     """URI of the dataset snapshot; its train rows of shape preference are used."""
     method: Method = "full"
     """full: all weights; lora: low-rank adapters, merged into the weights at the end."""
-    zero: int = field(default=2, metadata=_PLACE)
+    zero: int = field(default=2, metadata=PLACE)
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer state, 2 and gradients, 3 and weights."""
     num_workers: int = 2
     """Training processes."""
-    cpus_per_worker: float = field(default=1.0, metadata=_PLACE)
+    cpus_per_worker: float = field(default=1.0, metadata=PLACE)
     """Cores that Ray sets aside for each worker."""
-    gpus_per_worker: float = field(default=0.0, metadata=_PLACE)
+    gpus_per_worker: float = field(default=0.0, metadata=PLACE)
     """GPUs that Ray sets aside for each worker; 0 trains on CPU."""
     beta: float = 0.1
     """How dear it is to leave the reference: the reward is beta times the log-ratio of the two models."""
@@ -72,7 +66,7 @@ class AlignSpec:
     """Adapters are scaled by alpha / rank."""
     dtype: Dtype = "float32"
     """Number format of weights and activations; optimizer state stays float32."""
-    checkpoint_every: int = field(default=50, metadata=_PLACE)
+    checkpoint_every: int = field(default=50, metadata=PLACE)
     """Steps between checkpoints; the last step always writes one."""
     seed: int = 0
     """Seed of the order of pairs and of adapters."""
@@ -113,8 +107,4 @@ class AlignSpec:
 
     def identity(self) -> dict[str, object]:
         """The fields that can change the weights beyond rounding: what a cache key or a manifest wants."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.metadata.get("identity", True)
-        }
+        return identity_of(self)

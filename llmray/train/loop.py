@@ -8,7 +8,7 @@ Legend: B micro-batch, T block length.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +33,7 @@ from llmray.train.engine import (
     make_engine,
     zero3_loading,
 )
+from llmray.train.meter import laps
 from llmray.train.packing import IGNORED, Block
 from llmray.train.schedule import learning_rate
 from llmray.train.spec import TrainSpec
@@ -87,7 +88,7 @@ def run(
     Raises:
         DivergedError: the loss became NaN or infinite.
     """
-    lap = _laps(clock)
+    lap = laps(clock)
     seconds: dict[str, float] = {}
     torch.manual_seed(spec.seed)
     join_process_group(place)
@@ -284,11 +285,3 @@ def _diverged(suspects: list[int], place: Place, lr: float) -> DivergedError:
         f"the loss is no longer a number at learning rate {lr:.3g}; it came from rows {shown}. "
         f"The last checkpoint is kept: lower train.lr, raise train.warmup_fraction, or look at those rows"
     )
-
-
-def _laps(clock: Callable[[], float]) -> Iterator[float]:
-    last = clock()
-    while True:
-        now = clock()
-        yield round(now - last, 3)
-        last = now

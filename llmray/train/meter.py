@@ -3,6 +3,7 @@
 Core-seconds are those set aside (workers · cores · time), whether or not they were busy: that is what a bill says.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 
@@ -34,3 +35,12 @@ class Meter:
     def tokens_per_s(self) -> float:
         """Non-padding tokens per wall second of training."""
         return self.tokens / self.seconds if self.seconds else 0.0
+
+
+def laps(clock: Callable[[], float]) -> Iterator[float]:
+    """Seconds since the call, then since the `next` before, to the millisecond."""
+    last = clock()
+    while True:
+        now = clock()
+        yield round(now - last, 3)
+        last = now

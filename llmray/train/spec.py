@@ -6,10 +6,13 @@ spec: see `checkpoint.py`. Rejected: a free-form DeepSpeed JSON beside it, which
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from llmray.digest import digest_of
 from llmray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Objective = Literal["sft", "pretrain"]
 Method = Literal["full", "lora"]
@@ -20,9 +23,9 @@ _CHOICES = {"objective": Objective, "method": Method, "schedule": Schedule, "dty
 _POSITIVE = ("num_workers", "cpus_per_worker", "max_length", "max_steps", "micro_batch", "accumulation", "lora_rank")
 
 
-_PLACE = {"identity": False}
+PLACE = {"identity": False}
 """Where and how it runs: changes no weight beyond rounding, so it is in no cache key."""
-_GIVEN = {"identity": False, "flag": False}
+GIVEN = {"identity": False, "flag": False}
 """Handed over as artifacts, which have keys and flags of their own."""
 
 
@@ -61,21 +64,21 @@ class ModelRun(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSpec:
-    model: str = field(default="", metadata=_GIVEN)
+    model: str = field(default="", metadata=GIVEN)
     """Hugging Face folder or URI of the model to start from."""
-    data: str = field(default="", metadata=_GIVEN)
+    data: str = field(default="", metadata=GIVEN)
     """URI of the dataset snapshot."""
     objective: Objective = "sft"
     """sft: conversations, loss on assistant tokens; pretrain: plain text, loss on every token."""
     method: Method = "full"
     """full: all weights; lora: low-rank adapters, merged into the weights at the end."""
-    zero: int = field(default=2, metadata=_PLACE)
+    zero: int = field(default=2, metadata=PLACE)
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer state, 2 and gradients, 3 and weights."""
     num_workers: int = 2
     """Training processes."""
-    cpus_per_worker: float = field(default=1.0, metadata=_PLACE)
+    cpus_per_worker: float = field(default=1.0, metadata=PLACE)
     """Cores that Ray sets aside for each worker."""
-    gpus_per_worker: float = field(default=0.0, metadata=_PLACE)
+    gpus_per_worker: float = field(default=0.0, metadata=PLACE)
     """GPUs that Ray sets aside for each worker; 0 trains on CPU."""
     max_length: int = 256
     """Tokens in a packed block; longer texts are split, longer conversations truncated, and counted."""
@@ -105,9 +108,9 @@ class TrainSpec:
     """Share of blocks of the other shape: plain text beside conversations (sft), or the reverse (pretrain)."""
     dtype: Dtype = "float32"
     """Number format of weights and activations; optimizer state stays float32."""
-    checkpoint_every: int = field(default=50, metadata=_PLACE)
+    checkpoint_every: int = field(default=50, metadata=PLACE)
     """Steps between checkpoints; the last step always writes one."""
-    keep_checkpoints: int = field(default=2, metadata=_PLACE)
+    keep_checkpoints: int = field(default=2, metadata=PLACE)
     """Newest checkpoints kept in the run folder."""
     eval_every: int = 0
     """Steps between held-out losses; 0 measures it only at the end."""
@@ -163,8 +166,13 @@ class TrainSpec:
 
     def identity(self) -> dict[str, object]:
         """The fields that can change the weights beyond rounding: what a cache key or a manifest wants."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.metadata.get("identity", True)
-        }
+        return identity_of(self)
+
+
+def identity_of(spec: "DataclassInstance") -> dict[str, object]:
+    """The fields of a spec that are not marked as being no part of its identity."""
+    return {
+        field.name: getattr(spec, field.name)
+        for field in dataclasses.fields(spec)
+        if field.metadata.get("identity", True)
+    }
