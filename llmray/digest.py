@@ -1,6 +1,7 @@
 """Digests of content, of configuration and of code: what a cache key and a lineage edge are made of.
 
-Everything is SHA-256 over canonical JSON (RFC 8785 in spirit: sorted keys, no white space, UTF-8) or over raw bytes.
+Everything is SHA-256 over canonical JSON (RFC 8785 in spirit: sorted keys, no white space, UTF-8, 1.0 written as 1) or
+over raw bytes.
 Rejected: pickling (differs between versions), `hash()` (differs between processes), xxhash (no defence against a
 crafted collision, and hashing is never where the time goes here).
 """
@@ -15,6 +16,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 _BLOCK_BYTES = 1 << 20
+_EXACT = 2.0**53
+"""Below it every whole number is a float of its own."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -59,7 +62,7 @@ def _plain(value: Any) -> Any:
         case float():
             if not math.isfinite(value):
                 raise TypeError(f"{value} has no canonical JSON: use a finite number or None")
-            return value
+            return int(value) if value.is_integer() and abs(value) < _EXACT else value
         case Enum():
             return _plain(value.value)
         case PurePath():

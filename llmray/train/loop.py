@@ -169,7 +169,7 @@ def _steps(
         )
         line = _line(job, progress, lr)
         evaluating = bool(spec.eval_every) and progress.step % spec.eval_every == 0 and progress.step < spec.max_steps
-        if evaluating:
+        if evaluating and job.heldout:
             line["heldout_loss"] = _heldout_loss(job)
         if job.place.rank == 0:
             hooks.metrics(line)
@@ -194,7 +194,7 @@ def _step(job: _Job, batch: list[int], lr: float) -> float:
     for indices in share(batch, rank=place.rank, num_workers=place.world_size, micro_batch=spec.micro_batch):
         blocks = [job.blocks[index] for index in indices]
         loss = _loss_sum(engine, blocks, place.device)
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             suspects += [row for block in blocks for row in block.rows]
         total += value

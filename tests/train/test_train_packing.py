@@ -1,0 +1,98 @@
+"""Packing loses no token and lets no document run into another."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmray.train.packing import IGNORED, Block, Example, best_fit, efficiency, pack
+
+PAD = 0
+LENGTH = 16
+
+EXAMPLES = st.lists(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(0, 1)), min_size=1, max_size=LENGTH), min_size=1, max_size=25
+)
+
+
+def examples_of(drawn: list[list[tuple[int, int]]]) -> list[Example]:
+    return [
+        Example(input_ids=[token for token, _ in tokens], trained=[mask for _, mask in tokens], row=row)
+        for row, tokens in enumerate(drawn)
+    ]
+
+
+def documents(block: Block) -> list[tuple[list[int], list[int]]]:
+    """(token ids, labels) of each document of a block, found again by the positions that restart."""
+    starts = [t for t in range(block.num_tokens) if block.position_ids[t] == 0]
+    ends = [*starts[1:], block.num_tokens]
+    return [
+        (block.input_ids[at:end].tolist(), block.labels[at:end].tolist()) for at, end in zip(starts, ends, strict=True)
+    ]
+
+
+@given(EXAMPLES)
+@settings(deadline=None)
+def test_every_example_lies_whole_in_one_block_once(drawn: list[list[tuple[int, int]]]) -> None:
+    examples = examples_of(drawn)
+    blocks = pack(examples, max_length=LENGTH, pad_id=PAD)
+    assert Counter(row for block in blocks for row in block.rows) == Counter(range(len(examples)))
+    for block in blocks:
+        assert block.input_ids.shape == block.labels.shape == block.position_ids.shape == (LENGTH,)
+        assert [ids for ids, _ in documents(block)] == [list(examples[row].input_ids) for row in block.rows]
+
+
+@given(EXAMPLES)
+@settings(deadline=None)
+def test_a_label_is_the_next_token_of_its_own_document_and_only_where_trained(
+    drawn: list[list[tuple[int, int]]],
+) -> None:
+    examples = examples_of(drawn)
+    for block in pack(examples, max_length=LENGTH, pad_id=PAD):
+        for row, (ids, labels) in zip(block.rows, documents(block), strict=True):
+            trained = examples[row].trained
+            assert labels[-1] == IGNORED
+            assert labels[:-1] == [ids[t] if trained[t] else IGNORED for t in range(1, len(ids))]
+        assert block.num_targets == (block.labels != IGNORED).sum()
+
+
+@given(EXAMPLES)
+@settings(deadline=None)
+def test_padding_is_a_document_of_its_own_that_is_never_trained(drawn: list[list[tuple[int, int]]]) -> None:
+    blocks = pack(examples_of(drawn), max_length=LENGTH, pad_id=PAD)
+    for block in blocks:
+        padding = slice(block.num_tokens, None)
+        assert (block.input_ids[padding] == PAD).all()
+        assert (block.labels[padding] == IGNORED).all()
+        assert block.position_ids[padding].tolist() == list(range(LENGTH - block.num_tokens))
+    real = sum(len(tokens) for tokens in drawn)
+    assert sum(block.num_tokens for block in blocks) == real
+    assert efficiency(blocks, LENGTH) == pytest.approx(real / (len(blocks) * LENGTH))
+
+
+@given(st.lists(st.integers(1, 40), max_size=60))
+@settings(deadline=None)
+def test_best_fit_partitions_and_leaves_no_two_groups_that_fit_into_one(lengths: list[int]) -> None:
+    groups = best_fit(lengths, 40)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    totals = sorted(sum(lengths[index] for index in group) for group in groups)
+    assert all(0 < total <= 40 for total in totals)
+    assert len(totals) < 2 or totals[0] + totals[1] > 40
+    assert best_fit(lengths, 40) == groups
+
+
+def test_the_fullest_block_with_room_is_taken_first() -> None:
+    assert best_fit([7, 6, 3, 4], 10) == [[0, 2], [1, 3]]
+
+
+def test_nothing_packs_into_nothing() -> None:
+    assert pack([], max_length=8, pad_id=PAD) == []
+    assert efficiency([], 8) == 0.0
+
+
+def test_many_short_documents_leave_little_padding() -> None:
+    lengths = np.random.default_rng(0).integers(1, 64, size=500)
+    examples = [Example(input_ids=[1] * int(n), trained=[1] * int(n), row=row) for row, n in enumerate(lengths)]
+    assert efficiency(pack(examples, max_length=128, pad_id=PAD), 128) > 0.98

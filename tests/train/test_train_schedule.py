@@ -1,0 +1,50 @@
+"""The learning rate, and the meter."""
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmray.train.meter import Meter
+from llmray.train.schedule import learning_rate
+
+SCHEDULES = st.sampled_from(["cosine", "linear", "constant"])
+
+
+@given(SCHEDULES, st.integers(1, 300), st.floats(0, 0.95), st.floats(1e-6, 0.9))
+def test_it_rises_to_the_peak_and_never_again(schedule: str, max_steps: int, warmup: float, peak: float) -> None:
+    rates = [
+        learning_rate(step, peak=peak, max_steps=max_steps, warmup_fraction=warmup, schedule=schedule)
+        for step in range(max_steps)
+    ]
+    top = max(0, math.ceil(warmup * max_steps) - 1)
+    assert all(0 < rate <= peak * (1 + 1e-12) for rate in rates)
+    assert rates[top] == pytest.approx(peak)
+    assert all(later > earlier for earlier, later in pairwise(rates[: top + 1]))
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(rates[top:]))
+
+
+def rate(step: int, schedule: str, warmup_fraction: float = 0.1) -> float:
+    return learning_rate(step, peak=1e-2, max_steps=100, warmup_fraction=warmup_fraction, schedule=schedule)  # type: ignore[arg-type]
+
+
+def test_where_the_schedules_end() -> None:
+    assert rate(0, "cosine") == pytest.approx(1e-3)
+    assert rate(10, "cosine") == pytest.approx(1e-2)
+    assert rate(55, "cosine") == pytest.approx(5.5e-3)
+    assert rate(100, "cosine") == pytest.approx(1e-3)
+    assert rate(55, "linear") == pytest.approx(5e-3)
+    assert rate(100, "linear") == 0.0
+    assert rate(99, "constant") == 1e-2
+    assert rate(0, "constant", warmup_fraction=0.0) == 1e-2
+
+
+def test_a_meter_adds_up() -> None:
+    meter = Meter()
+    assert meter.tokens_per_s == 0.0
+    for _ in range(2):
+        meter = meter.add(tokens=100, targets=40, seconds=0.5, cores=4, gpus=0.5)
+    assert meter == Meter(tokens=200, targets=80, seconds=1.0, core_seconds=4.0, gpu_seconds=0.5)
+    assert meter.tokens_per_s == 200.0

@@ -1,0 +1,90 @@
+"""What a training run may ask for, and whose a checkpoint is."""
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmray.errors import ConfigError
+from llmray.train.checkpoint import Progress, read_progress
+from llmray.train.meter import Meter
+from llmray.train.spec import TrainSpec
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    *(({name: 0}, rf"train\.{name} \(0\) must be above zero") for name in ("num_workers", "max_length", "max_steps")),
+    *(({name: 0}, rf"train\.{name} \(0\) must be above zero") for name in ("micro_batch", "accumulation", "lora_rank")),
+    ({"cpus_per_worker": 0.0}, r"train\.cpus_per_worker"),
+    ({"gpus_per_worker": -1.0}, r"train\.gpus_per_worker \(-1\.0\) must be zero or more"),
+    ({"weight_decay": -0.1}, r"train\.weight_decay \(-0\.1\) must be zero or more"),
+    ({"clip_norm": -1.0}, r"train\.clip_norm"),
+    ({"eval_rows": -1}, r"train\.eval_rows"),
+    ({"eval_every": -1}, r"train\.eval_every"),
+    ({"zero": 4}, r"train\.zero \(4\) must be 0, 1, 2 or 3"),
+    ({"lr": 0.0}, r"train\.lr \(0\.0\) must lie between 0 and 1: try"),
+    ({"lr": 1.0}, r"train\.lr \(1\.0\)"),
+    ({"lr": math.nan}, r"train\.lr \(nan\)"),
+    ({"warmup_fraction": 1.0}, r"train\.warmup_fraction \(1\.0\) must be at least 0 and below 1: try"),
+    ({"warmup_fraction": -0.1}, r"train\.warmup_fraction"),
+    ({"beta2": 1.0}, r"train\.beta2 \(1\.0\) must lie between 0 and 1: try"),
+    ({"mix": 1.0}, r"train\.mix \(1\.0\) must be at least 0 and below 1: try"),
+    ({"checkpoint_every": 0}, r"train\.checkpoint_every"),
+    ({"keep_checkpoints": 0}, r"train\.keep_checkpoints"),
+    ({"objective": "pretrain", "method": "lora"}, r"use train\.method full"),
+    ({"zero": 3, "method": "lora", "dtype": "bfloat16"}, r"use train\.zero 2, or train\.dtype float32"),
+    ({"objective": "dpo"}, r"train\.objective \('dpo'\) must be one of sft, pretrain"),
+    ({"method": "qlora"}, r"train\.method \('qlora'\) must be one of full, lora"),
+    ({"schedule": "step"}, r"train\.schedule \('step'\) must be one of cosine, linear, constant"),
+    ({"dtype": "float16"}, r"train\.dtype \('float16'\) must be one of float32, bfloat16"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=lambda value: str(value)[:40])
+def test_a_bad_value_names_its_option_and_the_fix(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainSpec(**options)
+
+
+def test_lora_in_bfloat16_under_zero_3_is_fine_on_a_gpu() -> None:
+    spec = TrainSpec(zero=3, method="lora", dtype="bfloat16", gpus_per_worker=1.0)
+    assert spec.zero == 3
+
+
+def test_a_global_batch_is_all_workers_and_passes() -> None:
+    assert TrainSpec(num_workers=3, micro_batch=4, accumulation=5).global_batch == 60
+
+
+def test_the_identity_is_what_can_change_the_weights() -> None:
+    spec = TrainSpec(model="/m", data="/d")
+    elsewhere = replace(
+        spec, model="/n", data="/e", zero=3, cpus_per_worker=2.0, checkpoint_every=7, keep_checkpoints=9
+    )
+    assert elsewhere.identity() == spec.identity()
+    assert elsewhere.digest != spec.digest
+    for name, value in (("lr", 2e-3), ("seed", 1), ("max_steps", 7), ("num_workers", 1), ("mix", 0.5)):
+        assert replace(spec, **{name: value}).identity() != spec.identity()
+    assert "model" not in spec.identity()
+
+
+def test_a_number_written_as_an_integer_is_the_same_spec() -> None:
+    """`TrainSpec(clip_norm=1)` equals `TrainSpec(clip_norm=1.0)`, so it may go on from its checkpoint."""
+    assert TrainSpec(clip_norm=1) == TrainSpec(clip_norm=1.0)
+    assert TrainSpec(clip_norm=1).digest == TrainSpec(clip_norm=1.0).digest
+
+
+def test_a_checkpoint_tells_where_the_run_stood(tmp_path: Path) -> None:
+    spec = TrainSpec(model="/m", data="/d")
+    progress = Progress(
+        spec_digest=spec.digest, step=4, next_index=64, meter=Meter(tokens=9, seconds=0.25), train_loss=1.5
+    )
+    (tmp_path / "llmray.json").write_text(json.dumps(asdict(progress)))
+    assert read_progress(tmp_path, spec) == progress
+
+
+def test_a_checkpoint_of_another_spec_is_refused(tmp_path: Path) -> None:
+    spec = TrainSpec(model="/m", data="/d")
+    (tmp_path / "llmray.json").write_text(json.dumps(asdict(Progress(spec_digest=spec.digest))))
+    with pytest.raises(ConfigError, match=r"another training spec.*choose another run folder"):
+        read_progress(tmp_path, replace(spec, lr=2e-3))
