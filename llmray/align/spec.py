@@ -73,10 +73,10 @@ class AlignSpec:
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ConfigError(f"align.{name} ({getattr(self, name)}) must be above zero")
         for name in ("gpus_per_worker", "sft_weight", "clip_norm"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ConfigError(f"align.{name} ({getattr(self, name)}) must be zero or more")
         if self.method not in {"full", "lora"}:
             raise ConfigError(f"align.method ({self.method}) must be full or lora")
@@ -88,7 +88,7 @@ class AlignSpec:
             raise ConfigError(
                 "align.zero 3 with lora in bfloat16 needs a GPU: use align.zero 2, or align.dtype float32"
             )
-        if not self.lr < 1 or self.lr <= 0:
+        if not 0 < self.lr < 1:
             raise ConfigError(
                 f"align.lr ({self.lr}) must lie between 0 and 1: try 1e-4 for a small model, 1e-6 for a large one"
             )

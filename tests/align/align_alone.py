@@ -1,0 +1,65 @@
+"""Align on one process without Ray, each run in a fork of its own (DeepSpeed's state outlives a run).
+
+Reads jobs from standard input, `{"spec", "run_dir", "kill_at_line"}` by name, and prints what came of each.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from llmray.align import loop
+from llmray.align.spec import AlignSpec
+from llmray.errors import UserError
+from llmray.train.engine import Place
+from llmray.train.run_folder import EXPORT, METRICS, claim
+
+
+def align(job: dict[str, Any], answers: "SimpleQueue[dict[str, Any]]") -> None:
+    torch.set_num_threads(1)
+    spec = AlignSpec(**job["spec"])
+    folder = claim(job["run_dir"], asdict(spec))
+
+    def clock() -> float:
+        """The loop reads the clock before each line of metrics."""
+        metrics = folder / METRICS
+        if (
+            job.get("kill_at_line")
+            and metrics.exists()
+            and len(metrics.read_text().splitlines()) >= job["kill_at_line"]
+        ):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return time.time()
+
+    try:
+        outcome = loop.run(spec, Place(), folder=folder, export_to=folder / EXPORT, clock=clock)
+    except UserError as error:
+        answers.put({"error": type(error).__name__, "message": str(error)})
+    else:
+        answers.put(asdict(outcome))
+
+
+def main() -> None:
+    transformers.logging.disable_progress_bar()
+    context = multiprocessing.get_context("fork")
+    results = {}
+    for name, job in json.load(sys.stdin).items():
+        answers: SimpleQueue[dict[str, Any]] = context.SimpleQueue()
+        process = context.Process(target=align, args=(job, answers))
+        process.start()
+        process.join()
+        results[name] = {"exit": process.exitcode, **({} if answers.empty() else answers.get())}
+    Path(sys.argv[1]).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
