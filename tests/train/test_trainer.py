@@ -1,0 +1,193 @@
+"""Training on Ray Train: two workers, the artifact that comes of it, and going on after a kill to the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_training import base, snapshot
+
+from llmray import artifact
+from llmray.artifact import Artifact
+from llmray.errors import ConfigError, InputError
+from llmray.train.spec import TrainSpec
+from llmray.train.trainer import TrainResult, train
+
+pytestmark = pytest.mark.ray
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture(scope="module")
+def spec(root: Path) -> TrainSpec:
+    data = snapshot(root, validation=[21, 22, 23, 24])
+    return TrainSpec(
+        model=base(root, data).uri,
+        data=data.uri,
+        num_workers=2,
+        max_length=96,
+        micro_batch=2,
+        max_steps=STEPS,
+        checkpoint_every=2,
+        eval_every=4,
+        lr=1e-2,
+    )
+
+
+@pytest.fixture(scope="module")
+def told() -> list[dict[str, Any]]:
+    """What `on_report` was called with."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    ray_cluster: None, spec: TrainSpec, root: Path, told: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> TrainResult:
+    run_dir = tmp_path_factory.mktemp("undisturbed")
+    return train(spec, run_dir=str(run_dir), root_uri=str(root), on_report=told.append)
+
+
+def lines_of(result: TrainResult) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(result.metrics_path).read_text().splitlines()]
+
+
+def weights_of(model: Artifact) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(Path(model.uri) / "model.safetensors"))
+
+
+def test_two_workers_train_a_model_that_says_where_it_comes_from(
+    undisturbed: TrainResult, spec: TrainSpec, told: list[dict[str, Any]]
+) -> None:
+    lines = lines_of(undisturbed)
+    assert told == lines
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert undisturbed.train_loss == lines[-1]["loss"] < lines[0]["loss"] / 1.5
+    assert [line["step"] for line in lines if "heldout_loss" in line] == [4, 8]
+    assert undisturbed.heldout_loss < lines[3]["heldout_loss"]
+    assert (undisturbed.steps, undisturbed.stopped_early) == (STEPS, False)
+    assert undisturbed.tokens == lines[-1]["tokens"]
+    assert undisturbed.core_seconds > lines[-1]["core_seconds"] > 0
+    model = undisturbed.artifact
+    assert model.kind == "model"
+    assert model.parents == {"base": artifact.load(spec.model).digest, "data": artifact.load(spec.data).digest}
+    assert model.config == {"train": spec.identity()}
+    assert model.report["steps"] == STEPS
+
+
+def test_the_artifact_loads_and_has_the_heldout_loss_that_it_claims(undisturbed: TrainResult, spec: TrainSpec) -> None:
+    import torch
+    from torch.nn.functional import cross_entropy
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from llmray.train.blocks import heldout_blocks
+
+    model, words = (kind.from_pretrained(undisturbed.artifact.uri) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    total, targets = 0.0, 0
+    for block in heldout_blocks(spec, words):
+        with torch.no_grad():
+            logits = model(
+                input_ids=torch.from_numpy(block.input_ids)[None],
+                position_ids=torch.from_numpy(block.position_ids)[None],
+                use_cache=False,
+            ).logits[0]
+        total += float(cross_entropy(logits, torch.from_numpy(block.labels), reduction="sum"))
+        targets += block.num_targets
+    assert total / targets == pytest.approx(undisturbed.heldout_loss, abs=1e-5)
+    assert model.config.use_cache
+
+
+def test_the_same_call_again_runs_nothing_and_another_spec_is_refused(
+    undisturbed: TrainResult, spec: TrainSpec, root: Path
+) -> None:
+    run_dir = str(Path(undisturbed.metrics_path).parent)
+    written = Path(undisturbed.metrics_path).stat()
+    assert train(spec, run_dir=run_dir, root_uri=str(root)) == undisturbed
+    assert Path(undisturbed.metrics_path).stat() == written
+    with pytest.raises(ConfigError, match=r"other settings \(lr, seed\): choose another run_dir"):
+        train(replace(spec, lr=2e-2, seed=1), run_dir=run_dir, root_uri=str(root))
+    with pytest.raises(ConfigError, match="must be a local or mounted folder"):
+        train(spec, run_dir="memory://runs/1", root_uri=str(root))
+
+
+def test_lora_stops_at_its_deadline_goes_on_when_called_again_and_is_merged(
+    ray_cluster: None, spec: TrainSpec, root: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    adapters = replace(spec, method="lora", lora_rank=4, max_steps=3, eval_every=0, zero=3)
+    before = weights_of(artifact.load(spec.model))
+    stopped = train(adapters, run_dir=str(tmp_path), root_uri=str(root), deadline_s=0.0)
+    assert (stopped.steps, stopped.stopped_early) == (0, True)
+    untouched = weights_of(stopped.artifact)
+    assert all(torch.equal(untouched[name], before[name]) for name in before)
+    result = train(adapters, run_dir=str(tmp_path), root_uri=str(root))
+    assert (result.steps, result.stopped_early) == (3, False)
+    assert (Path(result.artifact.uri) / "adapter" / "adapter_config.json").is_file()
+    merged = weights_of(result.artifact)
+    assert merged.keys() == before.keys()
+    changed = {name for name in before if not torch.equal(merged[name], before[name])}
+    assert changed == {name for name in before if "proj" in name}
+
+
+def test_what_the_user_must_mend_comes_back_as_it_was_raised(
+    ray_cluster: None, spec: TrainSpec, root: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"train\.max_length \(4096\) exceeds the model's 128 positions"):
+        train(replace(spec, max_length=4096, num_workers=1), run_dir=str(tmp_path), root_uri=str(root))
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+import ray
+from llmray.train.spec import TrainSpec
+from llmray.train.trainer import train
+
+spec, run_dir, root = TrainSpec(**json.loads(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
+
+def die_after_a_checkpoint(line):
+    state = run_dir / "ray" / "checkpoint_manager_snapshot.json"
+    if state.exists() and "checkpoint_" in state.read_text():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False)
+train(spec, run_dir=str(run_dir), root_uri=root, on_report=die_after_a_checkpoint)
+"""
+
+
+def test_killed_and_called_again_it_goes_on_from_its_checkpoint_to_the_same_losses(
+    undisturbed: TrainResult, spec: TrainSpec, root: Path, tmp_path: Path
+) -> None:
+    import ray
+
+    settings = json.dumps({name: getattr(spec, name) for name in spec.__slots__})
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, settings, str(tmp_path), str(root)],
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    assert not (tmp_path / "result.json").exists()
+    before = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    result = train(spec, run_dir=str(tmp_path), root_uri=str(root))
+    lines = lines_of(result)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert lines[:2] == before[:2]  # with their seconds: these steps were not taken again
+    assert [line["loss"] for line in lines] == [line["loss"] for line in lines_of(undisturbed)]
+    assert result.heldout_loss == undisturbed.heldout_loss
+    assert result.artifact.digest == undisturbed.artifact.digest
