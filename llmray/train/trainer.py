@@ -119,10 +119,12 @@ def train(
     }
     with artifact.draft("model", root_uri=root_uri) as draft:
         shutil.copytree(folder / EXPORT, draft.folder, dirs_exist_ok=True)
+        shutil.copy(folder / METRICS, draft.folder / METRICS)
         model = draft.seal(
             parents=parents_of({"base": spec.model, "data": spec.data}),
             config={"train": spec.identity()},
             report=report,
+            outside_digest=(METRICS,),
         )
     if not outcome["stopped_early"]:
         storage.write_bytes(str(folder / RESULT), json.dumps({"uri": model.uri, "report": report}).encode())
