@@ -6,6 +6,8 @@ the manifest and stay out of the digest. Rejected: mutable "latest" folders, and
 """
 
 import json
+import posixpath
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from typing import Any
 
 from llmray import storage
 from llmray.digest import canonical_json, digest_file, digest_of
-from llmray.errors import InputError, NotFoundError
+from llmray.errors import ConfigError, InputError, NotFoundError
 
 MANIFEST = "manifest.json"
 
@@ -117,6 +119,21 @@ def load(uri: str) -> Artifact:
         config=manifest["config"],
         report=manifest["report"],
     )
+
+
+def copy(artifact: Artifact, uri: str) -> None:
+    """Publish the same files at a folder of somebody's choice; nothing happens where they are already.
+
+    Raises:
+        ConfigError: the folder holds another artifact.
+    """
+    if storage.exists(storage.join(uri, MANIFEST)):
+        if load(uri).digest != artifact.digest:
+            raise ConfigError(f"{uri} already holds another artifact: name another folder, or remove that one")
+        return
+    with storage.draft_folder(posixpath.dirname(uri.rstrip("/")) or ".") as folder:
+        shutil.copytree(artifact.local(), folder / "copy")
+        storage.publish_folder(folder / "copy", uri, last=MANIFEST)
 
 
 def missing(artifact: Artifact) -> list[str]:

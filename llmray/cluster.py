@@ -6,6 +6,7 @@ Job scripts call `connect()` and nothing else, so the same script runs directly 
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,7 @@ WORKER_ENV = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
@@ -45,15 +47,31 @@ def connect(*, num_cpus: int | None = None) -> None:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            ray.init(address, log_to_driver=True)
+            ray.init(address, log_to_driver=True, logging_level=logging.ERROR)
             log.info("joined the Ray cluster at %s", address)
         else:
             # Tune's early stops hand their placement groups back only while the dashboard runs.
-            ray.init("local", num_cpus=num_cpus, include_dashboard=True, log_to_driver=False)
+            ray.init(
+                "local", num_cpus=num_cpus, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR
+            )
             log.info("started a local Ray cluster with %g cores", ray.cluster_resources().get("CPU", 0))
     except (ConnectionError, TimeoutError, RuntimeError, OSError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray cluster"
         raise UnavailableError(f"{where} cannot be reached: {error}; start it, or unset RAY_ADDRESS") from error
+
+
+def is_ours() -> bool:
+    """Whether the cluster ends with this process: a local one that `connect` started."""
+    return not os.environ.get("RAY_ADDRESS")
+
+
+def stay() -> None:
+    """Keep this process, and with it a cluster of its own, until somebody interrupts it.
+
+    Raises:
+        KeyboardInterrupt: somebody did.
+    """
+    threading.Event().wait()
 
 
 @contextmanager

@@ -273,9 +273,7 @@ class RegistryBridge:
 
     async def alarm(self, payload: Mapping[str, Any]) -> None:
         """Keep a monitor's alarm, once by its `alarm_id`."""
-        events = await asyncio.to_thread(self._registry.events, "drift.alarm")
-        if payload["alarm_id"] not in {event.payload.get("alarm_id") for event in events}:
-            await self.add_event("drift.alarm", payload["model_digest"], payload)
+        await asyncio.to_thread(self._registry.add_alarm, payload)
 
     async def count_alarms(self, subject: str, since: datetime) -> int:
         """Alarms about a model since a moment."""

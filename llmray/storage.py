@@ -88,6 +88,18 @@ def expand(patterns: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
+def names_below(uris: Sequence[str]) -> tuple[str, list[str]]:
+    """The folder that all files share, and each file's name below it: the same files elsewhere have the same names."""
+    folders = [uri.rsplit("/", 1)[0].split("/") for uri in uris]
+    shared: list[str] = []
+    for parts in zip(*folders, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    base = "/".join(shared)
+    return base, [uri[len(base) :].lstrip("/") for uri in uris]
+
+
 @contextmanager
 def open_read(uri: str) -> Iterator[IO[bytes]]:
     """Open any URI for reading bytes.

@@ -52,9 +52,11 @@ class Client:
         self._root = url.rstrip("/").removesuffix("/v1")
         self._timeout_s = timeout_s
 
-    def thumb(self, output_id: str, value: Literal["up", "down"], *, source: str = "user") -> str:
+    def thumb(
+        self, output_id: str, value: Literal["up", "down"], *, source: str = "user", rule: str | None = None
+    ) -> str:
         """Say whether an answer was good; returns the feedback's id."""
-        return self._feedback(output_id=output_id, kind="thumb", value=value, source=source)
+        return self._feedback(output_id=output_id, kind="thumb", value=value, source=source, rule=rule)
 
     def rate(self, output_id: str, value: int, *, source: str = "user") -> str:
         """Rate an answer from 1 to 5; returns the feedback's id."""

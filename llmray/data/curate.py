@@ -8,7 +8,6 @@ to compare a few hashes) and an actor that collects (a retried task would tell i
 """
 
 import logging
-import posixpath
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -29,7 +28,7 @@ from llmray.data.prepare import prepare_file
 from llmray.data.readers import check_sources
 from llmray.data.report import account
 from llmray.digest import canonical_json
-from llmray.errors import ConfigError, InputError
+from llmray.errors import InputError
 
 __all__ = ["CurateConfig", "curate"]
 
@@ -69,7 +68,7 @@ def curate(
     config = config or CurateConfig()
     uris = storage.expand(sources)
     check_sources(uris)
-    base, names = source_names(uris)
+    base, names = storage.names_below(uris)
     blocks = _read(list(zip(uris, names, strict=True)), config)
     quarantine = outputs.quarantine_records(ray.get([_select.remote(block, outputs.QUARANTINE) for block in blocks]))
     found, fates = _decide(blocks, config, quarantine)
@@ -91,20 +90,8 @@ def curate(
         )
     log.info("curate: %s", accounts.summary())
     if output_uri is not None:
-        _copy(made, output_uri)
+        artifact.copy(made, output_uri)
     return made
-
-
-def source_names(uris: Sequence[str]) -> tuple[str, list[str]]:
-    """The folder that all files share, and each file's name below it: the same data elsewhere has the same digest."""
-    folders = [uri.rsplit("/", 1)[0].split("/") for uri in uris]
-    shared: list[str] = []
-    for parts in zip(*folders, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    base = "/".join(shared)
-    return base, [uri[len(base) :].lstrip("/") for uri in uris]
 
 
 def _read(files: Sequence[tuple[str, str]], config: CurateConfig) -> Blocks:
@@ -189,21 +176,6 @@ def _files(
     yield "clusters/part-00000.parquet", outputs.clusters(found, fates)
     for name in ("quarantined", "lost"):
         yield f"quarantine/{name}.jsonl", outputs.lines(record for record in quarantine if record["status"] == name)
-
-
-def _copy(made: Artifact, output_uri: str) -> None:
-    """Publish the snapshot's files at a folder of the user's choice."""
-    import shutil
-
-    there = storage.join(output_uri, artifact.MANIFEST)
-    if storage.exists(there):
-        if artifact.load(output_uri).digest == made.digest:
-            return
-        raise ConfigError(f"{output_uri} already holds another snapshot: name another folder, or remove that one")
-    parent = posixpath.dirname(output_uri.rstrip("/")) or "."
-    with storage.draft_folder(parent) as folder:
-        shutil.copytree(made.local(), folder / "copy")
-        storage.publish_folder(folder / "copy", output_uri, last=artifact.MANIFEST)
 
 
 def _remote(function: Callable[..., Any]) -> Any:

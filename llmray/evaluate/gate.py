@@ -14,7 +14,7 @@ have seen, so that "no difference" is not mistaken for "the same". Rejected: pro
 which between equal models is a coin toss, and two-sided tests, which answer a question that no gate asks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,11 +40,17 @@ class TaskPolicy:
             )
 
 
+RULES: Mapping[str, TaskPolicy] = {
+    "heldout": TaskPolicy(direction="lower", margin=0.05),
+    "heldout_bytes": TaskPolicy(direction="lower", margin=0.02),
+    "choice": TaskPolicy(direction="higher", margin=0.05),
+    "preference": TaskPolicy(direction="higher", margin=0.05),
+}
+"""What counts as not worse, for the built-in tasks."""
+
+
 def _default_tasks() -> dict[str, TaskPolicy]:
-    return {
-        "heldout": TaskPolicy(direction="lower", margin=0.05),
-        "choice": TaskPolicy(direction="higher", margin=0.05),
-    }
+    return {task: RULES[task] for task in ("heldout", "choice")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +95,18 @@ class Hold:
     """Everything that stands against the promotion, each a sentence."""
     evidence: Mapping[str, Any]
     """As in `Promote`, for the tasks that could be judged."""
+
+
+def policy_for(tasks: Iterable[str]) -> GatePolicy:
+    """The default policy over the tasks that were evaluated.
+
+    Raises:
+        ConfigError: none of them has a default rule.
+    """
+    known = {task: RULES[task] for task in tasks if task in RULES}
+    if not known:
+        raise ConfigError(f"gate.tasks: no default rule for {', '.join(tasks)}: say direction and margin of each")
+    return GatePolicy(tasks=known)
 
 
 def decide(candidate: Scores, baseline: Scores, policy: GatePolicy) -> Promote | Hold:

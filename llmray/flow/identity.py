@@ -9,7 +9,6 @@ every first-party module that it imports, found in the source, also inside funct
 
 import ast
 import dataclasses
-import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -35,6 +34,7 @@ MACHINERY = (
 )
 """Runs, stores and reports; a change here changes no step's result."""
 
+_PACKAGE = Path(__file__).parents[1]
 _LONGEST_LITERAL = 200
 
 
@@ -89,15 +89,10 @@ def _first_party_imports(path: Path, *, root: Path) -> list[tuple[str, Path]]:
 def _source(module: str, root: Path) -> Path | None:
     if any(module == part or module.startswith(f"{part}.") for part in MACHINERY):
         return None
-    top = module.partition(".")[0]
-    if top != "llmray":
-        beside = root.joinpath(*module.split(".")).with_suffix(".py")
-        return beside if beside.is_file() else None
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ModuleNotFoundError, AttributeError):
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin else None
+    # Looked up as files: asking the import system would import the module's parents, torch among them.
+    base = _PACKAGE.parent if module.partition(".")[0] == _PACKAGE.name else root
+    path = base.joinpath(*module.split("."))
+    return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file()), None)
 
 
 def _flatten(path: str, value: Any, fields: dict[str, str]) -> None:
@@ -110,6 +105,9 @@ def _flatten(path: str, value: Any, fields: dict[str, str]) -> None:
     elif isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         for key in sorted(value):
             _flatten(f"{path}.{key}", value[key], fields)
+    elif isinstance(value, list | tuple) and any(dataclasses.is_dataclass(item) for item in value):
+        for index, item in enumerate(value):
+            _flatten(f"{path}.{index}", item, fields)
     elif callable(value):
         fields[path] = code_digest(value)
     else:

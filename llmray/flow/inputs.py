@@ -5,7 +5,7 @@ References are resolved here, once, where work is submitted; everything below se
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmray import artifact as artifacts
@@ -21,7 +21,9 @@ from llmray.registry.registry import Registry
 class SourceFile:
     """A file whose content takes part in a cache key."""
 
-    uri: str
+    uri: str = field(metadata={"identity": False})
+    name: str
+    """Relative to the folder that all files share."""
     tag: str
     """SHA-256 of a local file, the store's own checksum elsewhere."""
 
@@ -35,7 +37,9 @@ def source_files(patterns: Sequence[str]) -> list[SourceFile]:
     """
     if not patterns:
         raise InputError("no sources: give at least one URI or glob, such as raw/*.jsonl.gz")
-    return [SourceFile(uri=uri, tag=storage.content_tag(uri)) for uri in storage.expand(patterns)]
+    uris = storage.expand(patterns)
+    _, names = storage.names_below(uris)
+    return [SourceFile(uri=uri, name=name, tag=storage.content_tag(uri)) for uri, name in zip(uris, names, strict=True)]
 
 
 def resolve(registry: Registry, what: str | Artifact, *, kind: str) -> Artifact:

@@ -13,7 +13,7 @@ from typing import Any
 from llmray import artifact as artifacts
 from llmray.artifact import Artifact
 from llmray.errors import GateRefusedError, InputError
-from llmray.evaluate.gate import GatePolicy, Hold, decide
+from llmray.evaluate.gate import GatePolicy, Hold, decide, policy_for
 from llmray.evaluate.scores import load_scores
 from llmray.flow.inputs import resolve
 from llmray.flow.run import open_run
@@ -78,6 +78,7 @@ def promote(
         evidence: digest or URI of the candidate's evaluation.
         actor: who asks; kept with the event.
         name: name whose alias moves; the candidate's own by default.
+        policy: by default the usual margins for every task of the evidence that has one.
 
     Raises:
         GateRefusedError: the evidence does not allow it; nothing moved.
@@ -88,14 +89,15 @@ def promote(
     if owner is None:
         raise InputError(f"{reference} has no name, so no alias can point at it: register it under one first")
     candidate = artifacts.load(record.uri)
+    proof = resolve(registry, evidence, kind="evaluation")
     with open_run("promote", config={"candidate": candidate.digest, "to": to}):
         verdict = weigh(
             registry,
             candidate,
             name=owner,
             alias=to,
-            evidence=resolve(registry, evidence, kind="evaluation"),
-            policy=policy or GatePolicy(),
+            evidence=proof,
+            policy=policy or policy_for(proof.report),
         )
         settle(registry, candidate, verdict, name=owner, alias=to, actor=actor)
     return verdict
@@ -117,6 +119,17 @@ def settle(registry: Registry, candidate: Artifact, verdict: Verdict, *, name: s
         name, alias, candidate.digest, kind="model", actor=actor, reason="passed the gate", evidence=verdict.evidence
     )
     log.info("%s@%s now points at %s", name, alias, candidate.digest[:12])
+
+
+def promoted_before(registry: Registry, candidate: Artifact, *, name: str, alias: str) -> Verdict | None:
+    """The verdict that once moved the alias to this model; None if none did.
+
+    A pipeline that is run again asks first: what has been replaced or rolled back since is not to come back by itself.
+    """
+    for event in reversed(registry.alias_events(name, alias, "model")):
+        if event.digest == candidate.digest and event.type == "move" and event.evidence:
+            return Verdict(promoted=True, reasons=(), evidence=event.evidence)
+    return None
 
 
 def _baseline(registry: Registry, candidate: Artifact, *, name: str, alias: str) -> Artifact:

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 ANNOTATOR = "simulated:word-overlap"
 RULE = (
@@ -35,8 +36,8 @@ class Judgement:
     second_f1: float
     preferred: int | None
     """0 or 1: which of the two answers is better; None when they overlap equally."""
-    thumb: str
-    """`up` or `down`, for the first answer."""
+    thumb: Literal["up", "down"]
+    """For the first answer."""
     correction: str | None
     """The documentation's answer, when the first answer earned a thumb down."""
 

@@ -182,7 +182,7 @@ def test_a_copy_at_the_output(ray_cluster: None, sources: list[str], tmp_path: P
     assert artifact.load(there).digest == made.digest
     assert artifact.verify(artifact.load(there)) == []
     run(sources, output_uri=there)
-    with pytest.raises(ConfigError, match="already holds another snapshot"):
+    with pytest.raises(ConfigError, match="already holds another artifact"):
         run(sources[:1], output_uri=there)
 
 

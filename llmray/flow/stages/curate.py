@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from llmray.artifact import Artifact
-from llmray.data.curate import CurateConfig
+from llmray.data.config import CurateConfig
 from llmray.flow.inputs import SourceFile
 from llmray.flow.step import charge, step
 

@@ -1,0 +1,40 @@
+"""Curate raw rows into a dataset snapshot: exact and near repeats, outliers, splits, with a report of what went and why.
+
+python jobs/curate.py --sources raw/*.jsonl.gz more.parquet --name docs --output /data/docs
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llmray import console
+from llmray.data.config import CurateConfig
+from llmray.flow import operations
+from llmray.options import run_job
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    sources: tuple[str, ...] = ()
+    """Files, globs or folders of jsonl, jsonl.gz, jsonl.zst and parquet; by default the running Python's documentation."""
+    name: str = "docs"
+    """The snapshot becomes the next version of this dataset."""
+    output: str = ""
+    """Folder that gets a copy of the snapshot, at any URI."""
+    curate: CurateConfig = field(default_factory=CurateConfig)
+    """What is kept."""
+
+
+def job(config: Config) -> None:
+    made = operations.curate(config.sources, name=config.name, config=config.curate, output=config.output or None)
+    rows = made.report["rows"]
+    print(console.table(["rows", "count"], [[name, rows[name]] for name in ("in", "kept", "removed", "quarantined")]))
+    print(f"\n{config.name}@latest is {made.digest[:12]}; report: {made.uri}/report.html")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_job(job, Config, argv, prog="jobs/curate.py", description=__doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,358 @@
+"""Steps behind the gateway: a model meets people, and a new model takes over from the one that serves.
+
+What these steps do to the world stays in the registry (outputs, feedback, alarms, rollout events), in the same database
+as the cache: where the result is known, so is all that it speaks of.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC
+from typing import Any, Literal
+
+from llmray import artifact as artifacts
+from llmray.artifact import Artifact
+from llmray.client.http import Client
+from llmray.errors import ConfigError, InputError
+from llmray.flow.run import open_run
+from llmray.flow.step import charge, step
+from llmray.flow.traffic import ANNOTATOR, RULE, Question, judge, ordered, unusual_questions
+from llmray.flow.visit import Crowd, Reply, Visitors
+from llmray.serve.control import wait_for
+from llmray.serve.rollout import RolloutPolicy
+from llmray.serve.service import Deployed
+
+log = logging.getLogger(__name__)
+
+_PLACE = {"identity": False}
+_CHUNK = 10
+"""Questions between two looks at the monitor."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig:
+    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    """How bitsandbytes stores the weights: 4 bits, 8 bits, or as they are."""
+    engine: str = "hf"
+    """hf, echo, or your own as module:attribute."""
+    num_cpus: float = field(default=0.5, metadata=_PLACE)
+    """Cores reserved for each model."""
+    num_gpus: float = field(default=0.0, metadata=_PLACE)
+    """GPUs reserved for each model."""
+    host: str = field(default="127.0.0.1", metadata=_PLACE)
+    """Address to listen on; no keys are checked, so keep it local or put an authenticating proxy in front."""
+    port: int = field(default=8000, metadata=_PLACE)
+    """Port to listen on."""
+    average_run_length: float = 10_000.0
+    """Usual requests between two false alarms of the monitor, at least, in the mean."""
+    timeout_s: float = field(default=180.0, metadata=_PLACE)
+    """Seconds that a model may take to start."""
+
+    def __post_init__(self) -> None:
+        if self.quantization not in ("nf4", "int8", "none"):
+            raise ConfigError(f"serve.quantization ({self.quantization}) must be nf4, int8 or none")
+        if not 0 < self.port < 65536:
+            raise ConfigError(f"serve.port ({self.port}) must lie between 1 and 65535: try 8000")
+        if not self.average_run_length > 1:
+            raise ConfigError(f"serve.average_run_length ({self.average_run_length}) must be above 1: try 10000")
+
+    def engine_options(self) -> dict[str, Any]:
+        """What `llmray.deploy` takes for each model."""
+        names = ("quantization", "engine", "num_cpus", "num_gpus", "timeout_s")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrafficConfig:
+    """The simulated people of the lifecycle."""
+
+    usual: int = 100
+    """Questions about what the model was trained for; each is answered twice."""
+    unusual: int = 40
+    """Questions about something else, asked until the monitor raises an alarm."""
+    max_tokens: int = 32
+    """Longest answer, in tokens."""
+    temperature: float = 0.8
+    """Temperature of the second answer; the first is greedy."""
+    seed: int = 0
+    """Seed of who asks what."""
+
+    def __post_init__(self) -> None:
+        for name in ("usual", "unusual", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"traffic.{name} ({getattr(self, name)}) must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counter:
+    """Where people come to: what is served under which name, by which prompt."""
+
+    name: str
+    """Model name that clients ask for."""
+    prompt: str
+    """Reference of the prompt, `ask-docs@production`."""
+    prompt_digest: str
+    """What it names."""
+
+
+@step()
+def converse(
+    model: Artifact, data: Artifact, counter: Counter, serving: ServeConfig, config: TrafficConfig
+) -> Artifact:
+    """Serve a model, let people ask it usual things and unusual ones, and let an annotator judge its answers.
+
+    Returns:
+        An artifact of kind `traffic`: `replies.jsonl`, `feedback.jsonl`, `monitor.json`; its report says how many
+        requests failed, whether the monitor was quiet on the usual traffic, and when it raised its alarm.
+    """
+    began = time.monotonic()
+    served = put_into_service(model, data, name=counter.name, serving=serving)
+    questions = fresh_questions(data.uri, config.usual, config.seed)
+    others = [Question(id=f"unusual-{i}", text=text, answer="") for i, text in enumerate(_unusual(config))]
+    watch = _Watch()
+    with _visitors(served, counter, config.max_tokens) as visitors:
+        watch.begin(visitors)
+        first = watch.ask(visitors, questions, temperature=0.0, seed=config.seed)
+        second = watch.ask(visitors, questions[::-1], temperature=config.temperature, seed=config.seed)[::-1]
+        quiet = not watch.alarms
+        log.info("traffic: %d usual answers, the monitor %s", watch.asked, "is quiet" if quiet else "raised an ALARM")
+        usual = watch.asked
+        feedback = _annotate(Client(served.url), first, second)
+        third = watch.ask(visitors, others, temperature=0.0, seed=config.seed, until_alarm=True)
+        alarm = _alarm(model.digest, usual) if watch.alarms and quiet else None
+        log.info("traffic: %d unusual questions: %s", len(third), _told(alarm))
+    replies = [*first, *second, *third]
+    failed = [reply for reply in replies if reply.error]
+    charge(core_seconds=(serving.num_cpus + 0.4) * (time.monotonic() - began))
+    with artifacts.draft("traffic") as draft:
+        _write_lines(draft.folder / "replies.jsonl", [asdict(reply) for reply in replies])
+        _write_lines(draft.folder / "feedback.jsonl", feedback)
+        (draft.folder / "monitor.json").write_text(json.dumps({"curve": watch.curve, "usual": usual, "alarm": alarm}))
+        return draft.seal(
+            parents={"model": model.digest, "data": data.digest},
+            config={"serve": asdict(serving), "traffic": asdict(config), "prompt": counter.prompt},
+            report={
+                "url": served.url,
+                "engine": dict(served.engine),
+                "requests": len(replies),
+                "failed": len(failed),
+                "errors": sorted({str(reply.error) for reply in failed})[:5],
+                "seconds_p50": _quantile([reply.seconds for reply in replies], 0.5),
+                "seconds_p95": _quantile([reply.seconds for reply in replies], 0.95),
+                "quiet_on_usual": quiet,
+                "alarm": alarm,
+                "feedback": _by_kind(feedback),
+                "mean_f1": _mean([line["f1"] for line in feedback if line["kind"] == "thumb"]),
+            },
+        )
+
+
+@step()
+def canary(
+    *,
+    stable: Artifact,
+    candidate: Artifact,
+    data: Artifact,
+    counter: Counter,
+    serving: ServeConfig,
+    policy: RolloutPolicy,
+    config: TrafficConfig,
+) -> dict[str, Any]:
+    """Roll `candidate` out beside `stable` while people go on asking.
+
+    Returns:
+        `status` (done, rolled_back), `reason`, `steps` (what was counted at each weight), `requests`, `failed`, `errors`.
+    """
+    from llmray import deploy
+
+    began = time.monotonic()
+    served = put_into_service(stable, data, name=counter.name, serving=serving)
+    questions = fresh_questions(data.uri, config.usual, config.seed)
+    with _visitors(served, counter, config.max_tokens) as visitors, Crowd(visitors, questions) as crowd:
+        result = deploy.rollout(candidate.uri, candidate.digest, policy=policy, **serving.engine_options())
+    failed = [reply for reply in crowd.replies if reply.error]
+    charge(core_seconds=(2 * serving.num_cpus + 0.4) * (time.monotonic() - began))
+    log.info("rollout: %s, %d requests, %d failed", result.status, len(crowd.replies), len(failed))
+    return {
+        "status": result.status,
+        "reason": result.reason,
+        "steps": [dict(one) for one in result.steps],
+        "requests": len(crowd.replies),
+        "failed": len(failed),
+        "errors": sorted({str(reply.error) for reply in failed})[:5],
+    }
+
+
+def put_into_service(
+    model: Artifact, data: Artifact | None, *, name: str, prompt: str | None = None, serving: ServeConfig | None = None
+) -> Deployed:
+    """Serve a model with all of the traffic; what is served already, with the same options, just goes on.
+
+    Args:
+        data: the snapshot whose validation questions are the usual traffic; None for no monitor.
+        prompt: reference of the prompt for chats that name none.
+    """
+    from llmray import cluster, deploy
+
+    serving = serving or ServeConfig()
+    cluster.connect()
+    monitor = None
+    if data is not None:
+        monitor = deploy.MonitorArgs(data_uri=data.uri, average_run_length=serving.average_run_length)
+    return deploy.deploy(
+        model.uri,
+        model.digest,
+        name=name,
+        default_prompt=prompt,
+        monitor=monitor,
+        host=serving.host,
+        port=serving.port,
+        **serving.engine_options(),
+    )
+
+
+def fresh_questions(data_uri: str, count: int, seed: int) -> list[Question]:
+    """Validation questions that the monitor's reference does not hold, with what the data answers.
+
+    Raises:
+        InputError: there are none.
+    """
+    from llmray.data.snapshot import load_rows
+    from llmray.monitor.reference import usual_messages
+
+    _, fresh = usual_messages(data_uri)
+    wanted = set(fresh)
+    rows = load_rows(data_uri, shape="messages", split="validation", columns=["id", "messages", "choices"]).to_pylist()
+    found = {
+        row["messages"][0]["content"]: Question(
+            id=row["id"], text=row["messages"][0]["content"], answer=row["messages"][-1]["content"]
+        )
+        for row in rows
+        if row["choices"] is None and len(row["messages"]) == 2 and row["messages"][0]["content"] in wanted
+    }
+    if not found:
+        raise InputError(f"{data_uri} has no validation question of one turn to ask: curate with validation_fraction")
+    return ordered(list(found.values()), seed)[:count]
+
+
+class _Watch:
+    """Asks in small rounds and looks at the monitor after each."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.alarms = 0
+        self.curve: list[tuple[int, float]] = []
+        """Answers asked for so far, and the monitor's statistic then."""
+        self._seen_before = self._alarms_before = 0
+
+    def begin(self, visitors: Visitors) -> None:
+        """Count from here."""
+        self._seen_before, _, self._alarms_before = visitors.observed()
+
+    def ask(
+        self,
+        visitors: Visitors,
+        questions: Sequence[Question],
+        *,
+        temperature: float,
+        seed: int,
+        until_alarm: bool = False,
+    ) -> list[Reply]:
+        replies: list[Reply] = []
+        size = 4 if until_alarm else _CHUNK
+        for start in range(0, len(questions), size):
+            part = visitors.ask(questions[start : start + size], temperature=temperature, seed=seed + start)
+            replies += part
+            self.asked += sum(reply.error is None for reply in part)
+            self._look(visitors)
+            if until_alarm and self.alarms:
+                break
+        return replies
+
+    def _look(self, visitors: Visitors) -> None:
+        """Wait until the monitor, which is off the request path, has seen what was answered."""
+        wait_for(
+            lambda: visitors.observed()[0] - self._seen_before >= self.asked,
+            timeout_s=30,
+            what="the monitor to see what was answered",
+        )
+        _, statistic, alarms = visitors.observed()
+        self.alarms = alarms - self._alarms_before
+        self.curve.append((self.asked, statistic))
+
+
+def _unusual(config: TrafficConfig) -> list[str]:
+    return unusual_questions(config.unusual, config.seed)
+
+
+@contextmanager
+def _visitors(served: Deployed, counter: Counter, max_tokens: int) -> Iterator[Visitors]:
+    visitors = Visitors(served.url, model=counter.name, prompt=counter.prompt, max_tokens=max_tokens)
+    try:
+        yield visitors
+    finally:
+        visitors.close()
+
+
+def _annotate(gateway: Client, first: Sequence[Reply], second: Sequence[Reply]) -> list[dict[str, Any]]:
+    """Judge each pair of answers by the open rule, and hand the feedback in at the public door."""
+
+    def one(pair: tuple[Reply, Reply]) -> list[dict[str, Any]]:
+        a, b = pair
+        if a.error or b.error:
+            return []
+        said = judge(a.question, a.text, b.text)
+        by: dict[str, Any] = {"source": ANNOTATOR, "rule": RULE}
+        lines = [{"kind": "thumb", "output_id": a.output_id, "value": said.thumb, "f1": said.first_f1}]
+        gateway.thumb(a.output_id, said.thumb, **by)
+        if said.correction is not None:
+            gateway.correct(a.output_id, said.correction, **by)
+            lines.append({"kind": "correction", "output_id": a.output_id, "value": said.correction})
+        if said.preferred is not None:
+            better, worse = (a, b) if said.preferred == 0 else (b, a)
+            gateway.prefer(better.output_id, worse.output_id, **by)
+            lines.append({"kind": "preference", "output_id": better.output_id, "value": worse.output_id})
+        return lines
+
+    with ThreadPoolExecutor(4) as pool:
+        return [line for lines in pool.map(one, zip(first, second, strict=True)) for line in lines]
+
+
+def _alarm(model_digest: str, usual: int) -> Mapping[str, Any] | None:
+    """The newest alarm about a model, as the registry has it."""
+    with open_run("traffic") as run:
+        event = next((one for one in run.registry.events("drift.alarm") if one.subject == model_digest), None)
+    if event is None:
+        return None
+    return {
+        "event": event.id,
+        "after_unusual": event.payload["after"] - usual,
+        "statistic": event.payload["statistic"],
+        "average_run_length": event.payload["average_run_length"],
+        "at": event.at.astimezone(UTC).isoformat(),
+    }
+
+
+def _told(alarm: Mapping[str, Any] | None) -> str:
+    return "no alarm" if alarm is None else f"drift alarm after {alarm['after_unusual']} of them"
+
+
+def _by_kind(feedback: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    kinds = [str(line["kind"]) for line in feedback]
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+
+def _write_lines(path: Any, lines: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return round(sorted(values)[min(len(values) - 1, int(share * len(values)))], 4)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(sum(values) / len(values), 4) if values else None
