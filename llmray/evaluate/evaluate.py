@@ -1,9 +1,10 @@
 """Score a model on held-out rows with Ray, one value an item.
 
 The driver cuts the requests into batches by their length in bytes, before it knows how many workers there are; workers
-take batches as they come free. So nothing depends on arrival order or on the number of workers, and the driver imports
-no torch. Rejected: Ray Data's `map_batches`, which forms batches from whatever blocks arrive (other padding, other last
-bits) and costs 2-3 s of start on a run of ten.
+take batches once they are up, as they come free. So nothing depends on arrival order or on the number of workers, no
+batch waits for a worker that a busy cluster has no room for, and the driver imports no torch. Rejected: Ray Data's
+`map_batches`, which forms batches from whatever blocks arrive (other padding, other last bits) and costs 2-3 s of start
+on a run of ten.
 """
 
 import logging
@@ -28,6 +29,7 @@ _LOG = logging.getLogger(__name__)
 _BATCH_ROWS = 32
 _BATCH_BYTES = 24_000
 _LEVEL = 0.95
+_SAY_EVERY_S = 2.0
 
 
 def evaluate(
@@ -173,25 +175,31 @@ def _score_all(
     device, threads = ("cuda" if gpus_per_worker else "cpu"), max(1, int(cpus_per_worker))
     actors = [worker.remote(str(folder), max_length, device, threads) for _ in range(min(num_workers, len(batches)))]
     results: dict[int, Likelihood] = {}
-    pending: dict[Any, tuple[Any, list[int]]] = {}
+    pending: dict[Any, tuple[Any, list[int]]] = {actor.load.remote(): (actor, []) for actor in actors}
     todo = iter(batches)
     said = time.monotonic()
     try:
-        for actor in actors * 2:  # one batch at work and one waiting for each
-            _submit(actor, todo, requests, pending)
-        while pending:
-            [done], _ = ray.wait(list(pending), num_returns=1)
-            actor, indices = pending.pop(done)
-            results.update(zip(indices, ray.get(done), strict=True))
-            _submit(actor, todo, requests, pending)
-            if time.monotonic() - said > 2:
+        while len(results) < len(requests):
+            done, _ = ray.wait(list(pending), num_returns=1, timeout=_SAY_EVERY_S)
+            for ref in done:
+                actor, indices = pending.pop(ref)
+                results.update(zip(indices, ray.get(ref), strict=True))
+                for _ in range(1 if indices else 2):  # one batch at work and one waiting for each
+                    _submit(actor, todo, requests, pending)
+            if time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()
-                _LOG.info("evaluate: %s of %s requests scored", f"{len(results):,}", f"{len(requests):,}")
+                if results:
+                    _LOG.info("evaluate: %s of %s requests scored", f"{len(results):,}", f"{len(requests):,}")
+                else:
+                    free = f"{cpus_per_worker:g} CPUs and {gpus_per_worker:g} GPUs free"
+                    _LOG.info("evaluate: nothing scored yet; a worker starts where it finds %s", free)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, LLMRayError):
             raise error.cause from error
         raise
     finally:
+        for ref in pending:
+            ray.cancel(ref)  # Ray would say of each that it is tried again
         for actor in actors:
             ray.kill(actor)
     return [results[index] for index in range(len(requests))]
@@ -206,18 +214,23 @@ def _submit(
 
 
 class _Worker:
-    """A scorer in its own process: torch is imported there alone; a model that does not load fails the first batch."""
+    """A scorer in its own process: torch is imported there alone."""
 
     def __init__(self, folder: str, max_length: int, device: str, threads: int) -> None:
         self._make = (Path(folder), max_length, device, threads)
         self._scorer: Any = None
 
-    def score(self, batch: list[Request]) -> list[Likelihood]:
+    def load(self) -> list[Likelihood]:
+        """Come up; what does not load fails here. No batch, no likelihoods."""
         if self._scorer is None:
             from llmray.evaluate.scoring import Scorer
 
             folder, max_length, device, threads = self._make
             self._scorer = Scorer(folder, max_length=max_length, device=device, threads=threads)
+        return []
+
+    def score(self, batch: list[Request]) -> list[Likelihood]:
+        self.load()  # again in a process that took a dead one's place
         return list(self._scorer.score(batch))
 
 

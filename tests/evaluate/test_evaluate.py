@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 from random_llama import conversation, model_artifact, snapshot
 
 from llmray.artifact import Artifact
@@ -53,8 +54,16 @@ def test_the_report_and_the_items_agree(evaluation: Artifact, model: Artifact, d
     assert evaluation.report["choice"]["clusters"] == 40
 
 
-def test_one_worker_gives_the_same_bytes(evaluation: Artifact, model: Artifact, data: Artifact, tmp_path: Path) -> None:
-    assert evaluate(model.uri, data.uri, num_workers=1, root_uri=str(tmp_path)).digest == evaluation.digest
+def test_a_cluster_with_room_for_one_of_two_workers_gives_the_same_bytes(
+    evaluation: Artifact, model: Artifact, data: Artifact, tmp_path: Path
+) -> None:
+    others = ray.util.placement_group([{"CPU": ray.cluster_resources()["CPU"] - 1}])
+    ray.get(others.ready())
+    try:
+        again = evaluate(model.uri, data.uri, num_workers=2, root_uri=str(tmp_path))
+    finally:
+        ray.util.remove_placement_group(others)
+    assert again.digest == evaluation.digest
 
 
 def test_the_same_rows_for_every_model_and_the_gate_between_them(data: Artifact, tmp_path: Path) -> None:
@@ -72,11 +81,10 @@ def test_the_same_rows_for_every_model_and_the_gate_between_them(data: Artifact,
 
 
 def test_nothing_of_the_workers_is_left(evaluation: Artifact) -> None:
-    import ray
     from ray.util.state import list_actors
 
-    assert ray.is_initialized()
-    assert [actor for actor in list_actors(filters=[("state", "=", "ALIVE")]) if "_Worker" in actor["class_name"]] == []
+    there = list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "!=", "DEAD")])
+    assert [actor for actor in there if "_Worker" in actor["class_name"]] == []
 
 
 def test_what_cannot_be_evaluated_is_refused(
