@@ -3,6 +3,10 @@
 The actor only drives; the trial's own workers hold the cores. Its clock starts when the trial was paid for, not when
 this process came up, so that start-up counts. A trial that ignores its deadline ends this process, and with it the
 workers that it owns: the reservation then still covers it.
+
+A trial's reports and its end come through one queue, and one thread hands them to Tune. Rejected: Tune's own
+`TuneReportCallback`, whose queue is emptied by the thread that also takes what the trial function returns: with a report
+on its way when the function returns, that thread waits for itself for ever (Ray 2.60).
 """
 
 import importlib
@@ -14,7 +18,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray import tune as ray_tune
+from ray.train import UserCallback
+from ray.util.queue import Queue
 
 from llmray.errors import ConfigError, LLMRayError
 
@@ -40,12 +46,12 @@ class TrialFunction(Protocol):
         ...
 
 
-class TrialReporter(TuneReportCallback):
-    """Hands a trial's reports to Tune, from Train's controller or from the trial itself."""
+class TrialReporter(UserCallback):
+    """Puts a trial's reports into a queue, from Train's controller or from the trial itself."""
 
-    def __init__(self, metric: str) -> None:
-        super().__init__()
+    def __init__(self, metric: str, queue: Queue) -> None:
         self._metric = metric
+        self._queue = queue
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
         """Ray Train's controller calls this after all workers reported."""
@@ -54,7 +60,7 @@ class TrialReporter(TuneReportCallback):
     def __call__(self, metrics: Mapping[str, Any]) -> None:
         """Report; a mapping without the metric is no report."""
         if self._metric in metrics:
-            self._training_actor_item_queue.put({REPORTED: float(metrics[self._metric])})
+            self._queue.put({REPORTED: float(metrics[self._metric])})
 
 
 def resolve_trial(trial: str | TrialFunction) -> TrialFunction:
@@ -82,31 +88,39 @@ def make_driver(
     """The function that Tune runs for each point."""
 
     def drive(task: dict[str, Any]) -> dict[str, Any]:
-        started = task["started_at"]
-        overdue = threading.Timer(max(0.0, started + max_trial_s - time.time()), os._exit, [_EXIT_OVERDUE])
+        ends_at = task["started_at"] + max_trial_s
+        overdue = threading.Timer(max(0.0, ends_at - time.time()), os._exit, [_EXIT_OVERDUE])
         overdue.daemon = True
         overdue.start()
         folder = Path(task["trial_dir"])
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            result = resolve_trial(trial)(
-                dict(task["point"]),
-                trial_dir=str(folder),
-                deadline_s=max(0.0, started + max_trial_s - teardown_s - time.time()),
-                callbacks=[TrialReporter(report_metric)],
-            )
-            value = float(result[metric])
-        except Exception as error:  # any trial may fail in any way; the search goes on and tells
-            (folder / "error.txt").write_text(traceback.format_exc())
-            return {OUTCOME: {"error": _describe(error, metric)}, REPORTED: None}
-        finally:
-            overdue.cancel()
-        return {OUTCOME: {"metric": value, "result": _plain(result)}, REPORTED: value}
+        queue = Queue(maxsize=1, actor_options={"num_cpus": 0})
+
+        def attempt() -> None:
+            try:
+                result = resolve_trial(trial)(
+                    dict(task["point"]),
+                    trial_dir=str(folder),
+                    deadline_s=max(0.0, ends_at - teardown_s - time.time()),
+                    callbacks=[TrialReporter(report_metric, queue)],
+                )
+                value = float(result[metric])
+                end = {OUTCOME: {"metric": value, "result": _plain(result)}, REPORTED: value}
+            except (Exception, SystemExit) as error:  # any trial may fail in any way; the search goes on and tells
+                (folder / "error.txt").write_text(traceback.format_exc())
+                end = {OUTCOME: {"error": _describe(error, metric)}}
+            queue.put(end)
+
+        threading.Thread(target=attempt, daemon=True).start()
+        while OUTCOME not in (report := dict(queue.get())):
+            ray_tune.report(report)
+        overdue.cancel()
+        return report
 
     return drive
 
 
-def _describe(error: Exception, metric: str) -> str:
+def _describe(error: BaseException, metric: str) -> str:
     if isinstance(error, KeyError) and error.args == (metric,):
         return f"the trial's result has no {metric!r}"
     return str(error) if isinstance(error, LLMRayError) else f"{type(error).__name__}: {error}"

@@ -342,6 +342,9 @@ def _cleaned_up(patience_s: float = 15.0) -> Iterator[None]:
 
 def _our_groups() -> set[str]:
     """Live placement groups of this job; other jobs on the cluster have theirs."""
-    job = ray.get_runtime_context().get_job_id()
-    groups = list_placement_groups(filters=[("creator_job_id", "=", job)], limit=10_000)
+    context = ray.get_runtime_context()
+    # without an address it looks for a cluster on this machine, and fails where there are two
+    groups = list_placement_groups(
+        context.gcs_address, filters=[("creator_job_id", "=", context.get_job_id())], limit=10_000
+    )
     return {group.placement_group_id for group in groups if group.state != "REMOVED"}

@@ -66,7 +66,7 @@ def test_a_budget_too_small_for_one_trial_is_refused_before_anything_runs(ray_cl
 
 
 def test_a_trial_that_fails_or_dies_does_not_end_the_search(ray_cluster: None, tmp_path: Path) -> None:
-    result = tune(trials.broken, spec([1, 2.5, 9]), budget=PLENTY, run_dir=str(tmp_path))
+    result = tune(trials.broken, spec([1, 2.5, 9], grace_reports=1), budget=PLENTY, run_dir=str(tmp_path))
     by_x = {trial.config["x"]: trial for trial in result.trials}
     assert by_x[1].status == "done"
     assert (by_x[2.5].status, by_x[2.5].error) == ("failed", "ValueError: x is too large")

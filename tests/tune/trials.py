@@ -37,7 +37,7 @@ def sleeper(config: dict[str, Any], *, trial_dir: str, deadline_s: float, callba
 def nested(config: dict[str, Any], *, trial_dir: str, deadline_s: float, callbacks: list[Any]) -> dict[str, Any]:
     """Trains on one worker of Ray Train; a large x is worse and reports for long."""
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.data_parallel_trainer import DataParallelTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     out = Path(trial_dir) / "loss.json"
     trainer = DataParallelTrainer(
