@@ -41,9 +41,9 @@ def watching(home: Path) -> deploy.MonitorArgs:
     return deploy.MonitorArgs(reference_uri=str(questions), average_run_length=1000.0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(ray_cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The tiny model behind a gateway, with a registry, on a free port."""
+    """The tiny model behind a gateway, with a registry, on a free port, for as long as a file's tests need its cores."""
     home = tmp_path_factory.mktemp("served-home")
     url = f"sqlite:///{home / 'registry.db'}"
     with socket.socket() as probe:
