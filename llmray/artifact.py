@@ -84,6 +84,8 @@ class Draft:
         }
         (self.folder / MANIFEST).write_bytes(canonical_json(manifest))
         uri = storage.join(self._root_uri, self._kind, digest[:24])
+        if _damaged(uri):
+            storage.remove(uri)
         storage.publish_folder(self.folder, uri, last=MANIFEST)
         return load(uri)
 
@@ -157,6 +159,13 @@ def verify(artifact: Artifact) -> list[str]:
         for name, entry in _files(artifact).items()
         if not (folder / name).is_file() or digest_file(folder / name) != entry["sha256"]
     ]
+
+
+def _damaged(uri: str) -> bool:
+    """Whether an artifact was published here once and has lost files since."""
+    if storage.exists(storage.join(uri, MANIFEST)):
+        return bool(missing(load(uri)))
+    return storage.is_local(uri) and storage.exists(uri)  # here folders appear whole; elsewhere the manifest comes last
 
 
 def _files(artifact: Artifact) -> dict[str, Any]:

@@ -175,6 +175,9 @@ def publish_folder(draft: Path, uri: str, *, last: str) -> None:
     """Make a filled draft visible at `uri`: a rename locally; elsewhere an upload that ends with the file `last`.
 
     A folder counts as published when `last` is in it. Publishing over a published folder keeps the one that is there.
+
+    Raises:
+        InputError: other files are there already.
     """
     if is_local(uri):
         target = local_path(uri)
@@ -182,9 +185,12 @@ def publish_folder(draft: Path, uri: str, *, last: str) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 draft.rename(target)
-            except OSError:
-                if not (target / last).exists():
-                    raise
+            except OSError as error:
+                if (target / last).exists():
+                    return
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise InputError(f"{uri} holds other files: name a new folder, or empty it") from error
+                raise
         return
     system, path = _system(uri)
     if system.exists(f"{path}/{last}"):

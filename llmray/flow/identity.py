@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from llmray.artifact import Artifact
@@ -35,6 +36,7 @@ MACHINERY = (
 """Runs, stores and reports; a change here changes no step's result."""
 
 _PACKAGE = Path(__file__).parents[1]
+_INSTALLED = ("site-packages", "dist-packages")
 _LONGEST_LITERAL = 200
 
 
@@ -61,38 +63,79 @@ def cache_key(fields: Mapping[str, str]) -> str:
 def code_digest(function: Callable[..., Any]) -> str:
     """Digest of the sources that a function's result can depend on: its module and its first-party imports."""
     path = Path(inspect.getsourcefile(function) or "")
-    if not path.is_file():
-        return digest_bytes(function.__code__.co_code)
+    if not path.is_file():  # typed at a prompt
+        return digest_of(_bytecode(function.__code__))
+    root = _import_root(path, function.__module__)
     sources = {"": path}
     waiting = [path]
     while waiting:
-        for module, found in _first_party_imports(waiting.pop(), root=path.parent):
+        for module, found in _first_party_imports(waiting.pop(), root=root, package=path.relative_to(root).parts[0]):
             if module not in sources:
                 sources[module] = found
                 waiting.append(found)
     return digest_of({module: digest_file(source) for module, source in sources.items()})
 
 
-def _first_party_imports(path: Path, *, root: Path) -> list[tuple[str, Path]]:
+def _import_root(path: Path, module: str) -> Path:
+    """The folder that a user's first-party imports start from: above the package that a module belongs to."""
+    if module.rpartition(".")[2] == path.stem:
+        return path.parents[module.count(".")]
+    folder = path.parent
+    while (folder / "__init__.py").is_file():
+        folder = folder.parent
+    return folder
+
+
+def _first_party_imports(path: Path, *, root: Path, package: str) -> list[tuple[str, Path]]:
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            module = ".".join([*_parents(path, node.level, root), *filter(None, [node.module])])
+            names = [module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)]
         else:
             continue
-        found += [(name, source) for name in names if (source := _source(name, root)) is not None]
+        found += [(name, source) for name in names if name and (source := _source(name, root, package)) is not None]
     return found
 
 
-def _source(module: str, root: Path) -> Path | None:
+def _parents(path: Path, level: int, root: Path) -> tuple[str, ...]:
+    """The names of the package that a relative import of this level starts from."""
+    if not level:
+        return ()
+    folder = path.parents[level - 1]
+    base = _PACKAGE.parent if folder.is_relative_to(_PACKAGE) else root
+    return folder.relative_to(base).parts if folder.is_relative_to(base) else ()
+
+
+def _source(module: str, root: Path, package: str) -> Path | None:
     if any(module == part or module.startswith(f"{part}.") for part in MACHINERY):
         return None
+    top = module.partition(".")[0]
+    ours = top == _PACKAGE.name
+    if module == _PACKAGE.name:
+        return None  # our front door leads everywhere
+    if not ours and root.name in _INSTALLED and top != package:
+        return None  # somebody else's package, beside the user's
     # Looked up as files: asking the import system would import the module's parents, torch among them.
-    base = _PACKAGE.parent if module.partition(".")[0] == _PACKAGE.name else root
-    path = base.joinpath(*module.split("."))
+    path = (_PACKAGE.parent if ours else root).joinpath(*module.split("."))
     return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file()), None)
+
+
+def _function(path: str, value: Callable[..., Any]) -> str:
+    """Which function of its module it is, and the sources that it can depend on."""
+    if not inspect.isfunction(value) or value.__closure__ is not None:
+        raise ConfigError(
+            f"argument {path} cannot be part of a cache key: of callables only a function of a module can; "
+            f"pass what a closure or an object holds as arguments of their own"
+        )
+    return digest_of([value.__qualname__, _bytecode(value.__code__), code_digest(value)])
+
+
+def _bytecode(code: CodeType) -> list[Any]:
+    constants = [_bytecode(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts]
+    return [code.co_code.hex(), code.co_names, constants]
 
 
 def _flatten(path: str, value: Any, fields: dict[str, str]) -> None:
@@ -109,7 +152,7 @@ def _flatten(path: str, value: Any, fields: dict[str, str]) -> None:
         for index, item in enumerate(value):
             _flatten(f"{path}.{index}", item, fields)
     elif callable(value):
-        fields[path] = code_digest(value)
+        fields[path] = _function(path, value)
     else:
         try:
             text = canonical_json(value).decode()

@@ -94,7 +94,8 @@ def _started(pid: int) -> str:
     """When a process started, in clock ticks since boot (proc(5), field 22); empty when there is none."""
     try:
         with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
-            return file.read().rpartition(")")[2].split()[19]
+            state, *rest = file.read().rpartition(")")[2].split()
+            return "" if state in "ZX" else rest[18]  # a zombie has ended, and only waits for its parent to notice
     except (FileNotFoundError, ProcessLookupError):
         return "running" if not os.path.exists("/proc/self") and _answers(pid) else ""  # noqa: PTH110
 

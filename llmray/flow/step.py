@@ -93,28 +93,29 @@ class Step(Generic[P, R]):
         fields = identity_fields(self.name, self.version, self.function, bound.arguments)
         with open_run(self.name, config=fields) as run:
             key = cache_key(fields)
-            hit, value = self._cached(run, key, fields)
+            hit, value = self._cached(run, key, fields, tell=False)
             if hit:
                 return value
             with _lease(run, key, self.name):
-                hit, value = self._cached(run, key, fields)
+                hit, value = self._cached(run, key, fields, tell=True)
                 return value if hit else self._compute(run, key, fields, bound)
 
-    def _cached(self, run: Run, key: str, fields: Mapping[str, str]) -> tuple[bool, Any]:
+    def _cached(self, run: Run, key: str, fields: Mapping[str, str], *, tell: bool) -> tuple[bool, Any]:
         entry = run.registry.cache_get(key)
         if entry is None:
             return False, None
         try:
             value = _decode(entry.outputs)
         except NotFoundError as error:
-            log.warning("%s: the cache knows this result but %s; running again", self.name, error)
+            if tell:
+                log.warning("%s: the cache knows this result but %s; running again", self.name, error)
             return False, None
         record = run.registry.start_step(run.id, self.name, key=key, fields=dict(fields))
         run.registry.finish_step(record, "cached", outputs=entry.outputs, seconds=0.0)
         log.info("%-10s unchanged: cache hit %s", self.name, key[:12])
         return True, value
 
-    def _compute(self, run: Run, key: str, fields: Mapping[str, str], bound: inspect.BoundArguments) -> R:
+    def _compute(self, run: Run, key: str, fields: Mapping[str, str], bound: inspect.BoundArguments) -> Any:
         log.info("%-10s starts", self.name)
         record = run.registry.start_step(run.id, self.name, key=key, fields=dict(fields))
         folder = storage.local_home() / "work" / f"{self.name}-{key[:24]}"
@@ -128,18 +129,18 @@ class Step(Generic[P, R]):
             outputs = _encode(value)
             for made in _artifacts_in(value):
                 run.registry.put_artifact(made, run_id=run.id)
+            run.registry.cache_put(key, step=self.name, fields=dict(fields), outputs=outputs)
         except BaseException:
             run.registry.finish_step(record, "failed", outputs=None, seconds=time.monotonic() - started)
             raise
         if self.resources is not None:
             spend.core_seconds += self.resources.cpu * seconds
             spend.gpu_seconds += self.resources.gpu * seconds
-        run.registry.cache_put(key, step=self.name, fields=dict(fields), outputs=outputs)
         run.registry.add_spend(run.id, self.name, core_seconds=spend.core_seconds, gpu_seconds=spend.gpu_seconds)
         run.registry.finish_step(record, "done", outputs=outputs, seconds=seconds)
         storage.remove(str(folder))
         log.info("%-10s done in %.1f s (%.0f core-seconds)", self.name, seconds, spend.core_seconds)
-        return value
+        return _decode(outputs)  # what a hit will return
 
 
 def step(
@@ -153,7 +154,8 @@ def step(
         version: raise it to discard what was cached, when something outside the code has changed.
         name: how the registry calls it; the function's name by default.
 
-    The function's arguments and result are artifacts, dataclasses, and plain JSON values.
+    The function's arguments are artifacts, dataclasses and plain JSON values; so is its result, but for dataclasses.
+    What it returns comes back as JSON keeps it, from the cache or not: a tuple as a list.
     """
 
     def wrap(function: Callable[P, R]) -> Step[P, R]:
