@@ -15,6 +15,8 @@ from llmray.options import run_job
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
+    """What is aligned with what."""
+
     model: str = "docs@production"
     """The model whose answers people spoke of."""
     data: str = "docs@latest"

@@ -15,6 +15,8 @@ from llmray.options import run_job
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
+    """What is curated, and where it goes."""
+
     sources: tuple[str, ...] = ()
     """Files, globs or folders of jsonl, jsonl.gz, jsonl.zst and parquet; by default the running Python's documentation."""
     name: str = "docs"

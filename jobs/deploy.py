@@ -19,6 +19,8 @@ from llmray.serve.rollout import RolloutPolicy
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
+    """What is served."""
+
     model: str = "docs@production"
     """The model: a reference or the URI of an artifact."""
     name: str = "docs"

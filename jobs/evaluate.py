@@ -15,6 +15,8 @@ from llmray.options import run_job
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
+    """What is evaluated on what."""
+
     model: str = "docs@latest"
     """The model: a reference, a Hugging Face folder, or a hub id."""
     data: str = ""

@@ -18,6 +18,8 @@ from llmray.options import run_job
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
+    """What is watched."""
+
     model: str = "docs@production"
     """The model whose traffic is looked at."""
     data: str = ""

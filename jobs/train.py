@@ -19,6 +19,8 @@ from llmray.train.spec import TrainSpec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
+    """What is trained on what."""
+
     model: str = ""
     """Hugging Face folder, hub id, or reference of the model to start from; none to make one (pretrain only)."""
     data: str = "docs@latest"

@@ -21,6 +21,8 @@ from llmray.tune.spec import TuneSpec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
+    """What is tuned on what."""
+
     model: str = "base@latest"
     """The model to start from: a reference, a Hugging Face folder, or a hub id."""
     data: str = "docs@latest"

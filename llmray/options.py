@@ -4,16 +4,19 @@
 its help text. Rejected: tyro (no layered YAML files), Hydra (its own working folders and a second config language).
 """
 
+import argparse
 import dataclasses
 import json
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from llmray.errors import ConfigError, LLMRayError, UserError
 
 Config = TypeVar("Config")
+
+_LONGEST_COMPLAINT = 400
 
 
 def parse(config_type: type[Config], argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
@@ -27,17 +30,27 @@ def parse(config_type: type[Config], argv: Sequence[str] | None, *, prog: str, d
         ConfigError: an option that is unknown or impossible.
         SystemExit: 0 after `--help`.
     """
-    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+    class _Help(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+        """The description with its line breaks, so that commands in it can be copied."""
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    usage = "%(prog)s [--config FILE] [--OPTION VALUE ...]"
+    parser = ArgumentParser(
+        prog=prog,
+        usage=usage,
+        description=description,
+        exit_on_error=False,
+        formatter_class=_Help,
+    )
     parser.add_argument("--config", action="config", help="YAML file with these options; later flags win")
     _add_fields(parser, config_type, prefix=None)
     arguments = _gather_lists(list(sys.argv[1:] if argv is None else argv), config_type)
     try:
         values = parser.parse_args(arguments).as_dict()
     except (ArgumentError, OSError) as error:
-        raise ConfigError(f"{_first_lines(error)} (see {prog} --help)") from error
+        raise ConfigError(f"{_shortened(error)} (see {prog} --help)") from error
     return typing.cast("Config", _build(config_type, values))
 
 
@@ -83,9 +96,12 @@ def _preset(config_type: type, name: str) -> dict[str, Any]:
 
 def _build(config_type: type, values: dict[str, Any]) -> Any:
     nested = _nested(config_type)
+    tables = _tables(config_type)
     arguments = {
         field.name: _build(nested[field.name], values[field.name])
         if field.name in nested
+        else {key: _entry(tables[field.name], value) for key, value in values[field.name].items()}
+        if field.name in tables
         else _tuple_if_asked(values[field.name], field.default)
         for field in dataclasses.fields(config_type)
         if field.name not in _flagless(config_type)
@@ -96,6 +112,10 @@ def _build(config_type: type, values: dict[str, Any]) -> Any:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+
+
+def _entry(entry_type: type, value: Any) -> Any:
+    return value if isinstance(value, entry_type) else _build(entry_type, value)
 
 
 def _flagless(config_type: type) -> set[str]:
@@ -113,6 +133,16 @@ def _nested(config_type: type) -> dict[str, type]:
         field.name: hints[field.name]
         for field in dataclasses.fields(config_type)
         if dataclasses.is_dataclass(hints[field.name])
+    }
+
+
+def _tables(config_type: type) -> dict[str, type]:
+    """Fields that map names to dataclasses, and which dataclass."""
+    hints = typing.get_type_hints(config_type)
+    return {
+        name: typing.get_args(hint)[1]
+        for name, hint in hints.items()
+        if typing.get_origin(hint) is Mapping and dataclasses.is_dataclass(typing.get_args(hint)[1])
     }
 
 
@@ -147,6 +177,5 @@ def _list_names(config_type: type, prefix: str = "") -> list[str]:
     return names
 
 
-def _first_lines(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:3])
+def _shortened(error: Exception) -> str:
+    return " ".join(str(error).split())[:_LONGEST_COMPLAINT]

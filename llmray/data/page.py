@@ -1,29 +1,11 @@
 """The report as one HTML page that needs nothing but itself: figures, plots as SVG, examples of all that went."""
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmray import html
 from llmray.data.report import Accounts, Histogram
 
-_STYLE = """
-:root{--ink:#1c2330;--soft:#5b6575;--line:#dde2ea;--paper:#fff;--before:#c3cedd;--kept:#2f7d5b;--rules:#c4642d;
---exact:#5567b8;--near:#8f7cc9;--quarantined:#b03a48}
-*{box-sizing:border-box}body{margin:0;background:#f5f6f8;color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:960px;margin:0 auto;padding:32px 24px 64px;background:var(--paper)}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 10px}h3{font-size:15px;margin:22px 0 6px}
-p{margin:6px 0}.soft{color:var(--soft)}svg{max-width:100%;height:auto;display:block}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:5px 10px;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
-th:first-child,td:first-child{text-align:left}th{font-weight:600;color:var(--soft);font-size:13px}
-.tiles{display:flex;gap:12px;flex-wrap:wrap;margin:18px 0}
-.tile{flex:1 1 140px;border:1px solid var(--line);border-radius:8px;padding:10px 14px}
-.tile b{display:block;font-size:24px;font-variant-numeric:tabular-nums}
-.key{display:inline-block;width:11px;height:11px;border-radius:2px;margin:0 5px 0 14px;vertical-align:-1px}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f5f6f8;border-radius:6px;padding:8px 10px;margin:4px 0;
-font:12.5px/1.45 ui-monospace,monospace;max-height:11em;overflow:auto}
-.pair{display:grid;grid-template-columns:1fr 1fr;gap:10px}code{font:12.5px ui-monospace,monospace}
-"""
 _FATES = {
     "kept": "kept",
     "rules": "failed a rule",
@@ -36,7 +18,7 @@ def render(accounts: Accounts, examples: Mapping[str, Sequence[Mapping[str, Any]
     """The page; `base` is the folder under which the sources lie."""
     sections = [
         "<h1>What curation did</h1>",
-        f"<p class=soft>{_text(accounts.summary())}. Sources under <code>{_text(base)}</code>.</p>",
+        f"<p class=soft>{html.text(accounts.summary())}. Sources under <code>{html.text(base)}</code>.</p>",
         _tiles(accounts),
         "<h2>Where rows went, by kind</h2>",
         _fate_bars(accounts.kinds),
@@ -47,18 +29,14 @@ def render(accounts: Accounts, examples: Mapping[str, Sequence[Mapping[str, Any]
         "<h2>Repeats</h2>",
         _dedup(accounts.dedup),
         "<h2>Sources</h2>",
-        _table(
+        html.table(
             ["source", "in", "kept", "removed", "quarantined"], [[n, *c.values()] for n, c in accounts.sources.items()]
         ),
         _broken(accounts),
         "<h2>Examples of what went</h2>",
         *(_example(reason, accounts.why.get(reason, ""), rows) for reason, rows in examples.items()),
     ]
-    body = "\n".join(sections)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Curation report</title><style>{_STYLE}</style></head><body><main>\n{body}\n</main></body></html>\n"
-    )
+    return html.page("Curation report", sections)
 
 
 def _tiles(accounts: Accounts) -> str:
@@ -68,11 +46,7 @@ def _tiles(accounts: Accounts) -> str:
         "removed": accounts.removed,
         "quarantined": accounts.quarantined,
     }
-    tiles = "".join(
-        f"<div class=tile>{name}<b>{count:,}</b><span class=soft>{count / accounts.records:.1%}</span></div>"
-        for name, count in figures.items()
-    )
-    return f"<div class=tiles>{tiles}</div>"
+    return html.tiles([(name, f"{count:,}", f"{count / accounts.records:.1%}") for name, count in figures.items()])
 
 
 def _fate_bars(kinds: Mapping[str, Mapping[str, int]]) -> str:
@@ -80,7 +54,7 @@ def _fate_bars(kinds: Mapping[str, Mapping[str, int]]) -> str:
     bars = []
     for line, (kind, count) in enumerate(kinds.items()):
         y, x = 6 + line * height, float(left)
-        bars.append(f'<text x="0" y="{y + 16}" font-size="14">{_text(kind)}</text>')
+        bars.append(f'<text x="0" y="{y + 16}" font-size="14">{html.text(kind)}</text>')
         for fate, name in _FATES.items():
             wide = (width - left) * count[fate] / max(1, count["in"])
             title = f"{name}: {count[fate]:,} of {count['in']:,}"
@@ -107,7 +81,7 @@ def _reasons(accounts: Accounts) -> str:
         y, wide = line * height, (width - left - 90) * count / most
         colour = name.split(" ")[0] if name.endswith(" repeat") else "rules"
         bars.append(
-            f'<text x="0" y="{y + 16}" font-size="13.5">{_text(name)}</text>'
+            f'<text x="0" y="{y + 16}" font-size="13.5">{html.text(name)}</text>'
             f'<rect x="{left}" y="{y + 3}" width="{max(wide, 1):.1f}" height="18" fill="var(--{colour})"/>'
             f'<text x="{left + wide + 8:.1f}" y="{y + 17}" font-size="13">{count:,}</text>'
         )
@@ -143,7 +117,7 @@ def _lengths(kind: str, histogram: Histogram, limits: Mapping[str, float | None]
     usual = ""
     if limits is not None and limits["high"] is not None:
         usual = f"; usual, as learned from these rows: {limits['low'] or 0:,.0f} to {limits['high']:,.0f} characters"
-    return f"<h3>{_text(kind)} <span class=soft>{legend}{usual}</span></h3>{_svg(width, height + foot, shapes)}"
+    return f"<h3>{html.text(kind)} <span class=soft>{legend}{usual}</span></h3>{_svg(width, height + foot, shapes)}"
 
 
 def _dedup(dedup: Mapping[str, Any]) -> str:
@@ -160,10 +134,10 @@ def _broken(accounts: Accounts) -> str:
     parts = []
     if accounts.quarantine:
         shown = list(accounts.quarantine.items())[:20]
-        parts += ["<h2>Quarantined</h2>", _table(["reason", "records"], [[name, count] for name, count in shown])]
+        parts += ["<h2>Quarantined</h2>", html.table(["reason", "records"], [[name, count] for name, count in shown])]
     if accounts.losses:
         rows = [[loss["source"], loss["reason"], loss["after_row"], loss.get("rows", "?")] for loss in accounts.losses]
-        parts += ["<h2>Could not be read</h2>", _table(["source", "reason", "after row", "rows lost"], rows)]
+        parts += ["<h2>Could not be read</h2>", html.table(["source", "reason", "after row", "rows lost"], rows)]
     return "".join(parts)
 
 
@@ -171,36 +145,22 @@ def _example(reason: str, why: str, rows: Sequence[Mapping[str, Any]]) -> str:
     shown = []
     for row in rows:
         where = f"{row['source']}, row {row['row']}, <code>{row['id'][:12]}</code>"
-        excerpt = f"<pre>{_text(row['excerpt']) or '(empty)'}</pre>"
+        excerpt = f"<pre>{html.text(row['excerpt']) or '(empty)'}</pre>"
         if "repeats" in row:
             other = row["repeats"]
             shown.append(
                 f"<p class=soft>{where}: {_likeness(reason, row)} <code>{other['id'][:12]}</code> "
-                f"({_text(other['source'])}, row {other['row']}), which stayed (right)</p>"
-                f"<div class=pair>{excerpt}<pre>{_text(other['excerpt'])}</pre></div>"
+                f"({html.text(other['source'])}, row {other['row']}), which stayed (right)</p>"
+                f"<div class=pair>{excerpt}<pre>{html.text(other['excerpt'])}</pre></div>"
             )
         else:
             shown.append(f"<p class=soft>{where}: {row['value']:.4g}, limit {row['threshold']:.4g}</p>{excerpt}")
-    return f"<h3>{_text(reason)} <span class=soft>{_text(why)}</span></h3>{''.join(shown)}"
+    return f"<h3>{html.text(reason)} <span class=soft>{html.text(why)}</span></h3>{''.join(shown)}"
 
 
 def _likeness(reason: str, row: Mapping[str, Any]) -> str:
     return "says the same as" if reason == "exact repeat" else f"Jaccard {row['similarity']:.2f} with"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    cells = "".join(
-        "<tr>"
-        + "".join(f"<td>{f'{cell:,}' if isinstance(cell, int) else _text(str(cell))}</td>" for cell in row)
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{cells}</table>"
-
-
 def _svg(width: int, height: int, shapes: Sequence[str]) -> str:
     return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(shapes)}</svg>'
-
-
-def _text(value: str) -> str:
-    return html.escape(value)

@@ -63,8 +63,24 @@ def write_python_docs(folder: Path) -> DocsCounts:
         LLMRayError: the walk of the standard library died.
     """
     objects, summary = walk()
-    tasks = task_rows(objects)
-    files: dict[str, Sequence[Mapping[str, Any]]] = {
+    files = docs_rows(objects)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        lines = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+        (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines, compresslevel=5, mtime=0))
+    return DocsCounts(
+        modules=summary["modules"],
+        failed_modules=len(summary["failed"]),
+        objects=len(objects),
+        text_rows=len(files["text"]),
+        messages_rows=len(files["questions"]),
+        task_rows=len(files["tasks"]),
+    )
+
+
+def docs_rows(objects: Sequence[Mapping[str, str]]) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """The rows of each file: `text`, `questions` and `tasks`."""
+    return {
         "text": [{"text": entry["doc"], "group": _group(entry)} for entry in objects],
         "questions": [
             {
@@ -76,20 +92,8 @@ def write_python_docs(folder: Path) -> DocsCounts:
             }
             for entry in objects
         ],
-        "tasks": tasks,
+        "tasks": task_rows(objects),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in files.items():
-        lines = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
-        (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines, compresslevel=5, mtime=0))
-    return DocsCounts(
-        modules=summary["modules"],
-        failed_modules=len(summary["failed"]),
-        objects=len(objects),
-        text_rows=len(files["text"]),
-        messages_rows=len(files["questions"]),
-        task_rows=len(tasks),
-    )
 
 
 def walk() -> tuple[list[dict[str, str]], dict[str, Any]]:

@@ -55,6 +55,8 @@ def _default_tasks() -> dict[str, TaskPolicy]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GatePolicy:
+    """What a model must show to be promoted."""
+
     tasks: Mapping[str, TaskPolicy] = field(default_factory=_default_tasks)
     """Tasks that count; a candidate must be shown not to be worse on each."""
     superiority: Literal["any", "none"] = "any"

@@ -8,7 +8,7 @@ the conditions (nothing in production yet, gate refused, canary rolled back) tha
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from llmray.flow.stages.evaluate import EvaluateConfig, evaluate
 from llmray.flow.stages.preferences import preferences
 from llmray.flow.stages.serve import Counter, ServeConfig, TrafficConfig, canary, converse
 from llmray.reference import check_name
+from llmray.registry.records import SpendRecord, StepRecord
 from llmray.serve.rollout import RolloutPolicy
 from llmray.train.base_model import BaseModelSpec
 from llmray.train.spec import TrainSpec
@@ -101,7 +102,8 @@ class Outcome:
     data: Artifact
     base: Artifact
     tuned: operations.Tuned
-    tuned_model: Artifact
+    candidate: Artifact
+    """The fine-tuned model."""
     evaluation: Artifact
     verdict: Verdict
     production: Artifact
@@ -114,6 +116,10 @@ class Outcome:
     aligned_verdict: Verdict
     rollout: Mapping[str, Any] | None
     """What the canary came to; None where the gate refused the aligned model."""
+    steps: Sequence[StepRecord]
+    """What ran and what was taken from the cache, in order."""
+    spend: Sequence[SpendRecord]
+    """What this turn has cost, by step."""
     seconds: float
 
 
@@ -166,7 +172,7 @@ def run(config: LifecycleConfig) -> Outcome:
             data=data,
             base=base,
             tuned=tuned,
-            tuned_model=candidate,
+            candidate=candidate,
             evaluation=evaluation,
             verdict=verdict,
             production=production,
@@ -176,6 +182,8 @@ def run(config: LifecycleConfig) -> Outcome:
             aligned_evaluation=aligned_evaluation,
             aligned_verdict=aligned_verdict,
             rollout=rollout,
+            steps=this.registry.steps(this.id),
+            spend=[one for one in this.registry.spend() if one.run_id == this.id],
             seconds=time.monotonic() - began,
         )
 

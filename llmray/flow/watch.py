@@ -17,6 +17,8 @@ from llmray.registry.registry import Registry
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WatchConfig:
+    """How a stretch of the output log is looked at."""
+
     average_run_length: float = 10_000.0
     """Usual requests between two false alarms, at least, in the mean."""
     neighbours: int = 5

@@ -13,6 +13,8 @@ from llmray.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutPolicy:
+    """The steps of a rollout, and when it goes back."""
+
     steps: tuple[float, ...] = (5.0, 25.0, 100.0)
     """Shares of the traffic, in percent, that the new model gets one after the other."""
     min_requests: int = 20

@@ -23,6 +23,8 @@ BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaseModelSpec:
+    """The size of a small Llama."""
+
     vocab_size: int = 4096
     """Tokens in the vocabulary; fewer where the text has not that many."""
     hidden_size: int = 192

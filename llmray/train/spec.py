@@ -64,6 +64,8 @@ class ModelRun(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSpec:
+    """A training run."""
+
     model: str = field(default="", metadata=GIVEN)
     """Hugging Face folder or URI of the model to start from."""
     data: str = field(default="", metadata=GIVEN)

@@ -15,6 +15,8 @@ TrialStatus = Literal["done", "stopped", "failed"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TuneSpec:
+    """A search for settings."""
+
     space: Mapping[str, Any] = field(
         default_factory=lambda: {"lr": "loguniform(3e-4, 3e-3)", "lora_rank": "choice(8, 32)"}
     )

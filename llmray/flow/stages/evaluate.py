@@ -9,6 +9,8 @@ from llmray.flow.step import charge, step
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
+    """What a model is scored on."""
+
     tasks: tuple[str, ...] = ("heldout", "choice")
     """Built-in tasks, or your own as module:attribute."""
     max_rows: int | None = 400

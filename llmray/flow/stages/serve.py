@@ -35,6 +35,8 @@ _CHUNK = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeConfig:
+    """How a model is served."""
+
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     """How bitsandbytes stores the weights: 4 bits, 8 bits, or as they are."""
     engine: str = "hf"
