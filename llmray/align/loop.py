@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from datasets import Dataset, disable_progress_bars
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -102,6 +102,7 @@ def run(
         ),
         callbacks=[recorder],
     )
+    trainer.remove_callback(PrinterCallback)
     seconds["engine"] = next(lap)
     trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     seconds["steps"] = next(lap)

@@ -28,6 +28,8 @@ _POSITIVE = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlignSpec:
+    """An alignment run."""
+
     model: str = field(default="", metadata=GIVEN)
     """Hugging Face folder or URI of the model to start from, which is also the reference."""
     data: str = field(default="", metadata=GIVEN)
