@@ -275,6 +275,13 @@ def _result(spec: TuneSpec, journal: _Journal, ledger: Ledger, folder: Path) -> 
 def _check_fits(spec: TuneSpec, ledger: Ledger, journal: _Journal) -> None:
     """One trial must fit the cluster, and the budget unless there is a result already."""
     _concurrent(spec)
+    free = ray.available_resources()
+    if free.get("CPU", 0.0) < spec.cpus_per_trial or free.get("GPU", 0.0) < spec.gpus_per_trial:
+        log.info(
+            "tune: others hold the cluster, %g CPUs and %g GPUs are free: trials wait for theirs, tune.max_trial_s at most",
+            free.get("CPU", 0.0),
+            free.get("GPU", 0.0),
+        )
     left = ledger.balance().left
     for name, amount in spec.reservation.items():
         if name in left and amount > left[name] and not journal.finished:

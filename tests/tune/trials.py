@@ -28,12 +28,6 @@ def broken(config: dict[str, Any], *, trial_dir: str, deadline_s: float, callbac
     return {"heldout_loss": float(config["x"])}
 
 
-def sleeper(config: dict[str, Any], *, trial_dir: str, deadline_s: float, callbacks: list[Any]) -> dict[str, Any]:
-    """Ignores its deadline."""
-    time.sleep(60)
-    return {"heldout_loss": 0.0}
-
-
 def nested(config: dict[str, Any], *, trial_dir: str, deadline_s: float, callbacks: list[Any]) -> dict[str, Any]:
     """Trains on one worker of Ray Train; a large x is worse and reports for long."""
     from ray.train import RunConfig, ScalingConfig
