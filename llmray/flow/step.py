@@ -12,6 +12,7 @@ Rejected: a graph declared beforehand (Airflow, KFP): ordinary Python already ha
 import functools
 import inspect
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -175,15 +176,24 @@ def _run_body(
         _work.reset(token)
 
 
+def _run_in_worker(home: str, *call: Any) -> tuple[Any, Spend]:
+    """The same in another process, whose artifacts belong where the driver looks for them."""
+    os.environ["LLMRAY_HOME"] = home
+    return _run_body(*call)
+
+
 def _run_on_ray(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], folder: Path, resources: Resources
 ) -> tuple[Any, Spend]:
     cluster.connect()
     import ray
 
-    task = ray.remote(_run_body).options(**resources.ray_options(), name=getattr(function, "__name__", "step"))
+    home = storage.home()
+    if storage.is_local(home):
+        home = str(storage.local_path(home).absolute())
+    task = ray.remote(_run_in_worker).options(**resources.ray_options(), name=getattr(function, "__name__", "step"))
     try:
-        return ray.get(task.remote(function, args, kwargs, folder))
+        return ray.get(task.remote(home, function, args, kwargs, folder))
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, Exception) else error) from error
 

@@ -1,0 +1,234 @@
+"""Promotion: only evidence moves `production`, every move can be undone, and a refusal is remembered.
+
+Only the scoring of a model is replaced here, by values written down for it; the rest is as in earnest.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llmray import artifact
+from llmray.artifact import Artifact
+from llmray.digest import canonical_json
+from llmray.errors import ConfigError, GateRefusedError, InputError
+from llmray.evaluate.gate import GatePolicy, TaskPolicy
+from llmray.evaluate.scores import ITEMS, SCHEMA, SUBJECT
+from llmray.flow.promote import Verdict, promote, settle, weigh
+from llmray.flow.stages.evaluate import EvaluateConfig, evaluate
+from llmray.registry.registry import Registry
+
+CONFIG = EvaluateConfig(tasks=("heldout",), max_rows=60)
+POLICY = GatePolicy(tasks={"heldout": TaskPolicy(direction="lower", margin=0.05)})
+
+SKILL: dict[str, float] = {}
+"""Mean loss by the digest of a model."""
+SCORED: list[str] = []
+
+
+def score(model_uri: str, data_uri: str, **options: Any) -> Artifact:
+    """What `llmray.evaluate.evaluate` would write, of a model whose losses are known."""
+    model = options["parents"]["model"]
+    SCORED.append(model)
+    noise = np.random.default_rng(0).normal(size=(2, options["max_rows"]))
+    own = np.random.default_rng(int(model[:8], 16)).normal(size=options["max_rows"])
+    losses = SKILL[model] + 0.5 * noise[0] + 0.02 * own
+    rows = [
+        {"task": "heldout", "id": f"{n:04}", "value": float(loss), "weight": 1.0, "metric": "nll_per_token"}
+        for n, loss in enumerate(losses)
+    ]
+    with artifact.draft("evaluation") as draft:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), draft.folder / ITEMS)
+        (draft.folder / SUBJECT).write_bytes(canonical_json(options["parents"]))
+        return draft.seal(
+            parents=options["parents"], config=options["config"], report={"heldout": {"mean": float(losses.mean())}}
+        )
+
+
+@pytest.fixture(autouse=True)
+def known_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    SKILL.clear()
+    SCORED.clear()
+    monkeypatch.setattr("llmray.evaluate.evaluate.evaluate", score)
+    monkeypatch.setattr("llmray.cluster.connect", lambda: None)
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    with Registry.open() as opened:
+        yield opened
+
+
+@pytest.fixture
+def data(registry: Registry) -> Artifact:
+    with artifact.draft("dataset") as draft:
+        (draft.folder / "rows").write_text("rows")
+        made = draft.seal()
+    registry.put_artifact(made, name="docs")
+    return made
+
+
+Make = Callable[..., Artifact]
+
+
+@pytest.fixture
+def make(registry: Registry) -> Make:
+    def model(name: str | None, loss: float, base: Artifact | None = None) -> Artifact:
+        with artifact.draft("model") as draft:
+            (draft.folder / "weights").write_text(f"{name} {loss}")
+            made = draft.seal(parents={} if base is None else {"base": base.digest})
+        SKILL[made.digest] = loss
+        registry.put_artifact(made, name=name)
+        return made
+
+    return model
+
+
+def production(registry: Registry) -> str | None:
+    return registry.alias("chat", "production", "model")
+
+
+def ask(registry: Registry, model: Artifact, evidence: Artifact, **more: Any) -> Verdict:
+    return promote(registry, model.digest, evidence=evidence.digest, actor="ada", policy=POLICY, **more)
+
+
+def test_the_first_model_is_held_against_what_it_was_made_from(registry: Registry, data: Artifact, make: Make) -> None:
+    base = make(None, 3.0)
+    chat = make("chat", 2.0, base)
+    proof = evaluate(chat, data, CONFIG)
+    verdict = ask(registry, chat, proof)
+    assert verdict.promoted
+    assert verdict.reasons == ()
+    assert production(registry) == chat.digest
+    [event] = registry.alias_events("chat", "production", "model")
+    assert (event.type, event.actor, event.previous) == ("move", "ada", None)
+    assert event.evidence is not None
+    assert event.evidence["decision"] == "promote"
+    assert (event.evidence["candidate"], event.evidence["baseline"]) == (chat.digest, base.digest)
+    assert event.evidence["candidate_evaluation"] == proof.digest
+    baseline = registry.artifact(event.evidence["baseline_evaluation"])
+    assert baseline.manifest["parents"] == {"model": base.digest, "data": data.digest}
+    assert baseline.manifest["config"]["evaluate"]["max_rows"] == CONFIG.max_rows
+    assert event.evidence["tasks"]["heldout"]["low"] > 0.8
+
+
+def test_a_better_model_takes_over_from_the_one_in_production_and_a_rollback_undoes_it(
+    registry: Registry, data: Artifact, make: Make
+) -> None:
+    base = make(None, 3.0)
+    one, two = make("chat", 2.0, base), make("chat", 1.5, base)
+    ask(registry, one, evaluate(one, data, CONFIG))
+    verdict = ask(registry, two, evaluate(two, data, CONFIG))
+    assert verdict.evidence["baseline"] == one.digest
+    assert production(registry) == two.digest
+    assert sorted(SCORED) == sorted([one.digest, two.digest, base.digest])  # each model once, then from the cache
+    registry.rollback("chat", "production", kind="model", actor="bob", reason="complaints")
+    assert production(registry) == one.digest
+
+
+def test_a_model_that_is_no_better_is_refused_and_the_refusal_remembered(
+    registry: Registry, data: Artifact, make: Make
+) -> None:
+    base = make(None, 3.0)
+    one, worse, same = make("chat", 2.0, base), make("chat", 2.4, base), make("chat", 2.0001, base)
+    ask(registry, one, evaluate(one, data, CONFIG))
+    for model, reason in ((worse, "worse than the baseline"), (same, "no task is shown to be better")):
+        with pytest.raises(GateRefusedError, match=f"chat@production stays where it is: .*{reason}"):
+            ask(registry, model, evaluate(model, data, CONFIG))
+        assert production(registry) == one.digest
+        event = registry.events("gate.refused", limit=1)[0]
+        assert event.subject == model.digest
+        assert event.payload["decision"] == "hold"
+        assert reason in " ".join(event.payload["reasons"])
+    assert [run.status for run in registry.runs() if run.name == "promote"] == ["refused", "refused", "done"]
+    assert len(registry.alias_events("chat", "production", "model")) == 1
+
+
+def test_without_superiority_a_model_that_is_as_good_may_pass(registry: Registry, data: Artifact, make: Make) -> None:
+    base = make(None, 2.0)
+    same = make("chat", 2.0001, base)
+    policy = GatePolicy(tasks=POLICY.tasks, superiority="none")
+    proof = evaluate(same, data, CONFIG)
+    assert promote(registry, "chat:1", evidence=proof.uri, actor="ada", policy=policy).promoted
+    assert production(registry) == same.digest
+
+
+def test_evidence_about_another_model_is_refused(registry: Registry, data: Artifact, make: Make) -> None:
+    base = make(None, 3.0)
+    good, other = make("chat", 1.0, base), make("chat", 2.0, base)
+    proof = evaluate(good, data, CONFIG)
+    with pytest.raises(InputError, match=f"not about model {other.digest[:12]}: evaluate it first"):
+        ask(registry, other, proof)
+    with pytest.raises(InputError, match="is a dataset, and a evaluation is needed"):
+        promote(registry, "chat@latest", evidence=data.uri, actor="ada", policy=POLICY)
+    assert production(registry) is None
+
+
+def test_a_model_without_a_name_or_without_anything_to_compare_with_is_refused(
+    registry: Registry, data: Artifact, make: Make
+) -> None:
+    nameless, alone = make(None, 1.0), make("chat", 1.5)
+    with pytest.raises(InputError, match="has no name, so no alias can point at it"):
+        ask(registry, nameless, evaluate(nameless, data, CONFIG))
+    with pytest.raises(InputError, match="nothing to compare"):
+        ask(registry, alone, evaluate(alone, data, CONFIG))
+    assert production(registry) is None
+
+
+def test_another_name_and_another_alias_may_be_asked_for(registry: Registry, data: Artifact, make: Make) -> None:
+    base = make("base", 3.0)
+    chat = make("chat", 2.0, base)
+    ask(registry, chat, evaluate(chat, data, CONFIG), to="canary", name="helper")
+    assert registry.alias("helper", "canary", "model") == chat.digest
+    assert production(registry) is None
+
+
+def test_promoting_what_is_there_already_changes_nothing(registry: Registry, data: Artifact, make: Make) -> None:
+    chat = make("chat", 2.0, make(None, 3.0))
+    proof = evaluate(chat, data, CONFIG)
+    first = ask(registry, chat, proof)
+    again = ask(registry, chat, proof)
+    assert again == first
+    assert len(registry.alias_events("chat", "production", "model")) == 1
+
+
+def test_weighing_moves_nothing(registry: Registry, data: Artifact, make: Make) -> None:
+    chat = make("chat", 2.0, make(None, 3.0))
+    verdict = weigh(
+        registry, chat, name="chat", alias="production", evidence=evaluate(chat, data, CONFIG), policy=POLICY
+    )
+    assert verdict.promoted
+    assert production(registry) is None
+    assert registry.events() == []
+
+
+def test_a_verdict_is_carried_out_to_the_letter(registry: Registry, make: Make) -> None:
+    chat = make("chat", 2.0)
+    no = Verdict(promoted=False, reasons=("too slow", "too dear"), evidence={"decision": "hold"})
+    with pytest.raises(GateRefusedError, match="stays where it is: too slow; too dear"):
+        settle(registry, chat, no, name="chat", alias="production", actor="ada")
+    forged = Verdict(promoted=True, reasons=(), evidence={"decision": "hold"})
+    with pytest.raises(GateRefusedError, match="the evidence says 'hold'"):
+        settle(registry, chat, forged, name="chat", alias="production", actor="ada")
+    assert production(registry) is None
+
+
+def test_settings_of_an_evaluation_are_checked() -> None:
+    with pytest.raises(ConfigError, match=r"evaluate\.tasks is empty"):
+        EvaluateConfig(tasks=())
+    with pytest.raises(ConfigError, match=r"evaluate\.num_workers \(0\)"):
+        EvaluateConfig(num_workers=0)
+    assert EvaluateConfig(**{**asdict(CONFIG), "tasks": list(CONFIG.tasks)}) == CONFIG
+
+
+def test_evidence_whose_files_are_gone_is_not_believed(registry: Registry, data: Artifact, make: Make) -> None:
+    chat = make("chat", 2.0, make(None, 3.0))
+    proof = evaluate(chat, data, CONFIG)
+    (Path(proof.uri) / artifact.MANIFEST).unlink()
+    with pytest.raises(InputError, match="holds no artifact"):
+        ask(registry, chat, proof)
