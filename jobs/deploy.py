@@ -41,9 +41,9 @@ class Config:
 
 def job(config: Config) -> None:
     if config.stop:
-        from llmray import deploy
+        from llmray import deployment
 
-        deploy.shutdown()
+        deployment.shutdown()
         print("nothing is served any more")
         return
     if config.canary:

@@ -315,12 +315,12 @@ def roll_out(model: What, *, policy: RolloutPolicy | None = None, config: ServeC
     Raises:
         InputError: nothing is served yet.
     """
-    from llmray import deploy as service
+    from llmray import deployment
 
     serving = config or ServeConfig()
     with open_run("rollout", config={"model": str(model)}):
         found = as_model(model)
-        return service.rollout(found.uri, found.digest, policy=policy, **serving.engine_options())
+        return deployment.rollout(found.uri, found.digest, policy=policy, **serving.engine_options())
 
 
 def watch(model: What, data: What | None = None, *, config: WatchConfig | None = None) -> dict[str, Any]:

@@ -263,7 +263,7 @@ class Service:
         return {
             "name": name,
             "route_prefix": route_prefix,
-            "import_path": f"llmray.deploy:{builder}",
+            "import_path": f"llmray.deployment:{builder}",
             "runtime_env": runtime_env,
             "args": dict(args),
         }

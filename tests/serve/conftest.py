@@ -10,7 +10,7 @@ import pytest
 from served_model import Served
 from tiny_llama import make_tiny_model
 
-from llmray import deploy
+from llmray import deployment
 from llmray.registry.registry import Registry
 
 
@@ -32,13 +32,13 @@ def broken_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("broken"), seed=2, missing_tokens=200)
 
 
-def watching(home: Path) -> deploy.MonitorArgs:
+def watching(home: Path) -> deployment.MonitorArgs:
     """A monitor that takes questions about the standard library for usual."""
     modules = ("os", "os.path", "json", "re", "math", "string")
     names = [f"{name}.{part}" for name in modules for part in dir(importlib.import_module(name)) if part[0] != "_"]
     questions = home / "usual.jsonl"
     questions.write_text("\n".join(json.dumps(f"What does {name} do?") for name in names))
-    return deploy.MonitorArgs(reference_uri=str(questions), average_run_length=1000.0)
+    return deployment.MonitorArgs(reference_uri=str(questions), average_run_length=1000.0)
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,9 @@ def served(ray_cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPat
         port = probe.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMRAY_HOME", str(home))
-        deployed = deploy.deploy(
+        deployed = deployment.deploy(
             str(tiny_model), "a" * 64, name="docs", port=port, database_url=url, monitor=watching(home)
         )
     with Registry.open(url) as registry:
         yield Served(deployed, registry, url, port)
-    deploy.shutdown()
+    deployment.shutdown()

@@ -12,7 +12,7 @@ import openai
 import pytest
 from served_model import Served
 
-from llmray import deploy
+from llmray import deployment
 from llmray.errors import ConfigError, UnavailableError
 from llmray.serve.control import check_port, wait_for
 
@@ -146,7 +146,7 @@ def test_client_that_hangs_up_frees_the_engine(served: Served) -> None:
 
 def test_health_and_status(served: Served) -> None:
     assert httpx.get(f"http://127.0.0.1:{served.port}/healthz").json() == {"status": "ok"}
-    status = deploy.status()
+    status = deployment.status()
     assert status["url"] == served.deployed.url
     assert set(status["applications"].values()) == {"RUNNING"}
     engine = served.deployed.engine
@@ -182,7 +182,7 @@ def test_unusual_questions_raise_an_alarm_in_registry_and_metrics(served: Served
 
 def test_another_port_and_a_busy_port_name_the_fix(served: Served, tiny_model: Any) -> None:
     with pytest.raises(ConfigError, match=f"127.0.0.1:{served.port} already"):
-        deploy.deploy(str(tiny_model), "a" * 64, name="docs", port=served.port + 1)
+        deployment.deploy(str(tiny_model), "a" * 64, name="docs", port=served.port + 1)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -195,7 +195,7 @@ def test_another_port_and_a_busy_port_name_the_fix(served: Served, tiny_model: A
 
 def test_gateway_process_never_imports_torch() -> None:
     code = (
-        "import sys, llmray.serve.replica, llmray.deploy; "
+        "import sys, llmray.serve.replica, llmray.deployment; "
         "sys.exit(any(name.split('.')[0] in ('torch', 'transformers', 'sqlalchemy') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

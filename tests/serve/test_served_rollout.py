@@ -9,7 +9,7 @@ import openai
 import pytest
 from served_model import Served
 
-from llmray import deploy
+from llmray import deployment
 from llmray.errors import InputError
 from llmray.serve.control import DeploymentFailedError
 from llmray.serve.rollout import RolloutPolicy
@@ -78,17 +78,17 @@ def ask(client: openai.OpenAI, *, user: str, stream: bool) -> str:
 def test_rollout_under_traffic_fails_nobody(served: Served, other_model: Path, tiny_model: Path) -> None:
     client = served.client()
     old = ask(client, user="before", stream=False)
-    before = deploy.status()["replicas"]
+    before = deployment.status()["replicas"]
     policy = RolloutPolicy(steps=(10, 50, 100), min_requests=3)
     with Crowd(served) as crowd:
-        result = deploy.rollout(str(other_model), "b" * 64, policy=policy, poll_s=0.2)
+        result = deployment.rollout(str(other_model), "b" * 64, policy=policy, poll_s=0.2)
     new = ask(client, user="after", stream=False)
     assert crowd.failures == []
     assert crowd.answered > 9
     assert new != old
     assert crowd.texts <= {old, new}  # whole answers only: what is cut short is neither
     assert (result.status, result.digest) == ("done", "b" * 64)
-    after = deploy.status()
+    after = deployment.status()
     assert {name: after["replicas"][name] for name in ("gateway", "registry")} == {
         name: before[name] for name in ("gateway", "registry")
     }
@@ -102,7 +102,7 @@ def test_rollout_under_traffic_fails_nobody(served: Served, other_model: Path, t
 
 
 def test_broken_release_goes_back(served: Served, broken_model: Path) -> None:
-    before = deploy.status()
+    before = deployment.status()
     client = served.client()
 
     def drive(weight: float) -> None:
@@ -113,10 +113,10 @@ def test_broken_release_goes_back(served: Served, broken_model: Path) -> None:
                 continue
 
     policy = RolloutPolicy(steps=(50, 100), min_requests=5)
-    result = deploy.rollout(str(broken_model), "c" * 64, policy=policy, drive=drive, step_timeout_s=30)
+    result = deployment.rollout(str(broken_model), "c" * 64, policy=policy, drive=drive, step_timeout_s=30)
     assert result.status == "rolled_back"
     assert "failed" in result.reason
-    after = deploy.status()
+    after = deployment.status()
     assert after["config"]["variants"] == before["config"]["variants"]
     assert after["replicas"] == before["replicas"]
     assert served.registry.events("rollout.rolled_back", limit=1)[0].subject == "c" * 64
@@ -124,17 +124,17 @@ def test_broken_release_goes_back(served: Served, broken_model: Path) -> None:
 
 
 def test_model_that_does_not_load_leaves_the_old_one(served: Served, tiny_model: Path, tmp_path: Path) -> None:
-    before = deploy.status()["replicas"]
+    before = deployment.status()["replicas"]
     with pytest.raises(InputError, match="has no config"):
-        deploy.rollout(str(tmp_path), "e" * 64)
+        deployment.rollout(str(tmp_path), "e" * 64)
     with pytest.raises(DeploymentFailedError, match=r"did not start.*nowhere:engine"):
-        deploy.rollout(str(tiny_model), "e" * 64, engine="nowhere:engine", timeout_s=120)
-    assert deploy.status()["replicas"] == before
+        deployment.rollout(str(tiny_model), "e" * 64, engine="nowhere:engine", timeout_s=120)
+    assert deployment.status()["replicas"] == before
     assert ask(served.client(), user="still", stream=False)
 
 
 def test_rollout_goes_on_where_a_dead_driver_left_it(served: Served, tiny_model: Path) -> None:
-    before = deploy.status()
+    before = deployment.status()
 
     class DriverDiedError(Exception):
         pass
@@ -145,15 +145,15 @@ def test_rollout_goes_on_where_a_dead_driver_left_it(served: Served, tiny_model:
     policy = RolloutPolicy(steps=(20, 100), min_requests=0)
     for digest in ("d" * 64, "f" * 64):  # the second finds the canary of the first
         with pytest.raises(DriverDiedError):
-            deploy.rollout(str(tiny_model), digest, engine="echo", policy=policy, drive=die)
-    left = deploy.status()
+            deployment.rollout(str(tiny_model), digest, engine="echo", policy=policy, drive=die)
+    left = deployment.status()
     assert [(variant["digest"], variant["weight"]) for variant in left["config"]["variants"]] == [
         (before["config"]["variants"][0]["digest"], 80.0),
         ("f" * 64, 20.0),
     ]
     canary = left["config"]["variants"][1]["app"]
-    result = deploy.rollout(str(tiny_model), "f" * 64, engine="echo", policy=policy)
-    after = deploy.status()
+    result = deployment.rollout(str(tiny_model), "f" * 64, engine="echo", policy=policy)
+    after = deployment.status()
     assert result.status == "done"
     assert after["replicas"][canary] == left["replicas"][canary]
     assert {name for name in after["applications"] if name.startswith("model-")} == {canary}

@@ -17,12 +17,13 @@ def curate(sources: Sequence[SourceFile], config: CurateConfig, parent: Artifact
     """
     import time
 
+    from llmray.cluster import connect
+
+    connect()  # first: Ray Data reads its log level when it is imported
     import ray
 
-    from llmray.cluster import connect
     from llmray.data.curate import curate as run_curation
 
-    connect()
     started = time.monotonic()
     snapshot = run_curation(
         [source.uri for source in sources],

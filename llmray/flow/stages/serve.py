@@ -63,7 +63,7 @@ class ServeConfig:
             raise ConfigError(f"serve.average_run_length ({self.average_run_length}) must be above 1: try 10000")
 
     def engine_options(self) -> dict[str, Any]:
-        """What `llmray.deploy` takes for each model."""
+        """What `llmray.deployment` takes for each model."""
         names = ("quantization", "engine", "num_cpus", "num_gpus", "timeout_s")
         return {name: getattr(self, name) for name in names}
 
@@ -169,13 +169,13 @@ def canary(
     Returns:
         `status` (done, rolled_back), `reason`, `steps` (what was counted at each weight), `requests`, `failed`, `errors`.
     """
-    from llmray import deploy
+    from llmray import deployment
 
     began = time.monotonic()
     served = put_into_service(stable, data, name=counter.name, serving=serving)
     questions = fresh_questions(data.uri, config.usual, config.seed)
     with _visitors(served, counter, config.max_tokens) as visitors, Crowd(visitors, questions) as crowd:
-        result = deploy.rollout(candidate.uri, candidate.digest, policy=policy, **serving.engine_options())
+        result = deployment.rollout(candidate.uri, candidate.digest, policy=policy, **serving.engine_options())
     failed = [reply for reply in crowd.replies if reply.error]
     charge(core_seconds=(2 * serving.num_cpus + 0.4) * (time.monotonic() - began))
     log.info("rollout: %s, %d requests, %d failed", result.status, len(crowd.replies), len(failed))
@@ -198,14 +198,14 @@ def put_into_service(
         data: the snapshot whose validation questions are the usual traffic; None for no monitor.
         prompt: reference of the prompt for chats that name none.
     """
-    from llmray import cluster, deploy
+    from llmray import cluster, deployment
 
     serving = serving or ServeConfig()
     cluster.connect()
     monitor = None
     if data is not None:
-        monitor = deploy.MonitorArgs(data_uri=data.uri, average_run_length=serving.average_run_length)
-    return deploy.deploy(
+        monitor = deployment.MonitorArgs(data_uri=data.uri, average_run_length=serving.average_run_length)
+    return deployment.deploy(
         model.uri,
         model.digest,
         name=name,

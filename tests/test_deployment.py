@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray Serve's own, from pydantic, as it is imported
-    from llmray import deploy
+    from llmray import deployment
 
 from llmray import artifact
 from llmray.errors import ConfigError, InputError, NotFoundError
@@ -73,14 +73,14 @@ def test_engine_is_a_name_or_a_path() -> None:
 def test_monitor_needs_one_reference(tmp_path: Path) -> None:
     questions = tmp_path / "usual.jsonl"
     questions.write_text("\n".join(json.dumps(text) for text in ("one", "two")) + "\n\n")
-    assert deploy.usual_questions(deploy.MonitorArgs(reference_uri=str(questions))) == ["one", "two"]
+    assert deployment.usual_questions(deployment.MonitorArgs(reference_uri=str(questions))) == ["one", "two"]
     for fields in ({}, {"reference_uri": "a", "data_uri": "b"}):
         with pytest.raises(ValidationError, match="data_uri or reference_uri"):
-            deploy.MonitorArgs(**fields)
+            deployment.MonitorArgs(**fields)
 
 
 def test_bridge_keeps_outputs_feedback_and_each_alarm_once(llmray_home: Path) -> None:
-    bridge = deploy.RegistryBridge.func_or_class()
+    bridge = deployment.RegistryBridge.func_or_class()
 
     async def scenario() -> None:
         await bridge.put_outputs([OUTPUT, OUTPUT])

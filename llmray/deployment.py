@@ -1,6 +1,6 @@
 """The composition root: what Serve imports, and the calls that put a model into service and change it there.
 
-`gateway`, `model`, `monitor` and `registry` build applications for Serve files (`llmray.deploy:gateway`); `deploy`,
+`gateway`, `model`, `monitor` and `registry` build applications for Serve files (`llmray.deployment:gateway`); `deploy`,
 `rollout`, `status` and `shutdown` send the same files to the cluster that this process is connected to. Only here do
 serving and monitoring meet the registry, in one `RegistryBridge` replica: SQLite takes one writer. Rejected: a registry
 connection in each replica, and applications built by `serve.run` (they would restart at each change, see
