@@ -7,6 +7,7 @@ fsspec objects around (every module would then know two kinds of path).
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -73,13 +74,20 @@ def exists(uri: str) -> bool:
 def expand(patterns: Sequence[str]) -> list[str]:
     """Every file that the URIs and globs name, sorted, each once; a folder stands for all files below it.
 
+    What begins with a dot is left out, as in a shell, unless a pattern names it.
+
     Raises:
         NotFoundError: a pattern that names nothing.
     """
     found: set[str] = set()
     for pattern in patterns:
         system, path = _system(pattern)
-        matches = [match for match in system.glob(path) if system.isfile(match)]
+        fixed = len(re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0])
+        matches = [
+            match
+            for match in system.glob(path)
+            if system.isfile(match) and (not _hidden(match[fixed:]) or _hidden(path[fixed:]))
+        ]
         if system.isdir(path):
             matches = [match for match in system.find(path) if not _hidden(match[len(path) :])]
         if not matches:
@@ -240,9 +248,15 @@ def remove(uri: str) -> None:
 
 @contextmanager
 def disk_errors(uri: str) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk into an `UnavailableError` that names where."""
+    """Turn a full, read-only or forbidden disk into an `UnavailableError` that names where.
+
+    Raises:
+        InputError: the path leads through a file.
+    """
     try:
         yield
+    except (NotADirectoryError, FileExistsError) as error:
+        raise InputError(f"cannot write {uri}: a part of that path is a file ({error.filename})") from error
     except OSError as error:
         if error.errno in _DISK_TROUBLE:
             raise UnavailableError(

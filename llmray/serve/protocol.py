@@ -59,17 +59,19 @@ class ApiError(UserError):
         self,
         status: int,
         message: str,
-        *,
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(status, message, param, code, retry_after_s)  # what pickle calls it with
         self.status = status
         self.message = message
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
 
     def body(self) -> dict[str, Any]:
         """The JSON that OpenAI's clients parse."""
