@@ -6,11 +6,12 @@ Job scripts call `connect()` and nothing else, so the same script runs directly 
 
 import logging
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from llmray.errors import UnavailableError
+from llmray.errors import ConfigError, UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +25,18 @@ WORKER_ENV = {
     "RAY_DATA_LOG_LEVEL": "ERROR",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
 }
 """Set before a local cluster starts, so that its workers inherit them: one thread a worker (two OpenMP teams on two
 busy cores collapse), Train polls five times a second, nothing reports home."""
+
+
+LOCAL_ENV = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_worker_maximum_startup_concurrency": "16",
+}
+"""Besides, where the cluster is this machine alone: nobody takes it away from us, so no process need watch for that, and
+more workers than cores (drivers and controllers that only wait) are no reason for a warning."""
 
 
 def connect(*, num_cpus: int | None = None) -> None:
@@ -37,16 +47,18 @@ def connect(*, num_cpus: int | None = None) -> None:
 
     Raises:
         UnavailableError: `RAY_ADDRESS` names a cluster that does not answer.
+        ConfigError: `RAY_ADDRESS` names a dashboard, which takes jobs and no drivers.
     """
-    for name, value in WORKER_ENV.items():
+    address = os.environ.get("RAY_ADDRESS")
+    for name, value in {**WORKER_ENV, **({} if address else LOCAL_ENV)}.items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
+            _check_answers(address)
             ray.init(address, log_to_driver=True, logging_level=logging.ERROR)
             log.info("joined the Ray cluster at %s", address)
         else:
@@ -58,6 +70,18 @@ def connect(*, num_cpus: int | None = None) -> None:
     except (ConnectionError, TimeoutError, RuntimeError, OSError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray cluster"
         raise UnavailableError(f"{where} cannot be reached: {error}; start it, or unset RAY_ADDRESS") from error
+
+
+def _check_answers(address: str) -> None:
+    """Fail in seconds where nothing listens: `ray.init` would try for two minutes."""
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"RAY_ADDRESS ({address}) is a dashboard: send the job there with `ray job submit`, or set RAY_ADDRESS to "
+            f"host:6379 on a node of the cluster"
+        )
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def is_ours() -> bool:

@@ -368,7 +368,8 @@ def said_of(registry: Registry, model: Artifact, data: Artifact) -> Said:
     found = preference_data(feedback, outputs, group=groups.get)
     if not found.records:
         raise InputError(
-            f"{len(feedback)} pieces of feedback on model {model.digest[:12]} give no preference: "
+            f"{len(feedback)} pieces of feedback on model {model.digest[:12]} give no preference "
+            f"({', '.join(f'{count} {reason}' for reason, count in found.left_out.items()) or 'nobody said anything'}): "
             f"alignment needs corrections, or preferences between two answers"
         )
     log.info("feedback   %d pieces on %s give %d preferences", len(feedback), model.digest[:12], len(found.records))

@@ -20,7 +20,18 @@ def test_a_killed_driver_is_finished_by_the_next_call_without_repeating_steps(li
     done = Counter((step.step, step.key) for step in steps if step.status == "done")
     assert set(done.values()) == {1}
     names = {name for name, _ in done}
-    assert names >= {"curate", "newborn", "pretrain", "tune", "train", "evaluate", "converse", "preferences", "align", "canary"}
+    assert names >= {
+        "curate",
+        "newborn",
+        "pretrain",
+        "tune",
+        "train",
+        "evaluate",
+        "converse",
+        "preferences",
+        "align",
+        "canary",
+    }
     cached = {step.step for step in registry_steps(lived, "cached")}
     assert {"curate", "newborn", "pretrain", "tune"} <= cached
 
