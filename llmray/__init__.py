@@ -13,6 +13,8 @@ Names are loaded when they are first used: importing llmray loads neither ray no
 """
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from llmray.evaluate.gate import GatePolicy as GatePolicy
     from llmray.evaluate.gate import TaskPolicy as TaskPolicy
     from llmray.flow.lifecycle import LifecycleConfig as LifecycleConfig
-    from llmray.flow.lifecycle import run as lifecycle
-    from llmray.flow.operations import (
+    from llmray.flow.lifecycle import run as lifecycle  # noqa: F401
+    from llmray.flow.operations import (  # noqa: F401
         align,
         as_model,
         base_model,
@@ -95,3 +97,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _FrontDoor(ModuleType):
+    """Keeps `lr.evaluate` a verb: importing the package `llmray.evaluate` would bind its module to that name here."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _FrontDoor

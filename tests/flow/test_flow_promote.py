@@ -3,6 +3,7 @@
 Only the scoring of a model is replaced here, by values written down for it; the rest is as in earnest.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -54,7 +55,7 @@ def score(model_uri: str, data_uri: str, **options: Any) -> Artifact:
 def known_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     SKILL.clear()
     SCORED.clear()
-    monkeypatch.setattr("llmray.evaluate.evaluate.evaluate", score)
+    monkeypatch.setattr(importlib.import_module("llmray.evaluate.evaluate"), "evaluate", score)
     monkeypatch.setattr("llmray.cluster.connect", lambda: None)
 
 
