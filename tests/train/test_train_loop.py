@@ -24,7 +24,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 @pytest.fixture(scope="module")
 def runs(data: Artifact, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     here = Path(__file__).parent
-    command = [sys.executable, "-W", "error::UserWarning:llmray", str(here / "alone.py"), data.uri]
+    command = [sys.executable, "-W", "error::UserWarning:llmray.train.loop", str(here / "alone.py"), data.uri]
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     done = subprocess.run(
         [*command, str(tmp_path_factory.mktemp("runs"))],
