@@ -27,9 +27,10 @@ Reason = Literal[
 ]
 """Why feedback gave no record of its own:
 
-no_pair: a thumb or a rating; unknown_output: it speaks of an output that was not given; other_messages: the two answers answer different conversations; no_question: the
-conversation does not end with a user's message; no_answer: the chosen or the rejected text is empty; identical: they
-are equal but for white space; contradicted: somebody said the opposite; duplicate: somebody said the same.
+no_pair: a thumb or a rating; unknown_output: it speaks of an output that was not given; other_messages: the two answers
+answer different conversations; no_question: the conversation does not end with a user's message; no_answer: the chosen
+text is blank (a rejected one may be: white space is what bad models say), or the rejected one empty; identical: they are
+equal but for white space; contradicted: somebody said the opposite; duplicate: somebody said the same.
 """
 
 Message = Mapping[str, Any]
@@ -156,7 +157,7 @@ def _pair(opinion: Opinion, outputs: Mapping[str, Answer]) -> _Pair | Reason:
     prompt = prompt_of(this.messages)
     if prompt is None:
         return "no_question"
-    if not chosen.strip() or not rejected.strip():
+    if not chosen.strip() or not rejected:
         return "no_answer"
     if chosen.strip() == rejected.strip():
         return "identical"

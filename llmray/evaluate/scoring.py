@@ -47,7 +47,8 @@ class Scorer:
     @torch.inference_mode()
     def score(self, batch: Sequence[Request]) -> list[Likelihood]:
         """One likelihood per request, in order; the whole batch is one forward pass."""
-        encoded = [self._encode(request) for request in batch]
+        whole = [self._encode(request) for request in batch]
+        encoded = [self._cut(request, *parts) for request, parts in zip(batch, whole, strict=True)]
         length = max(len(tokens) for tokens, _ in encoded)
         ids_BT = torch.zeros((len(batch), length), dtype=torch.long)
         attend_BT = torch.zeros((len(batch), length), dtype=torch.long)
@@ -67,8 +68,8 @@ class Scorer:
         per_token_BT[picked_BT] = loglik_N.double()
         totals, counts = per_token_BT.sum(dim=1).tolist(), picked_BT.sum(dim=1).tolist()
         return [
-            Likelihood(total, count, _assistant_bytes(request, self._marks_generation))
-            for request, total, count in zip(batch, totals, counts, strict=True)
+            Likelihood(total, count, _assistant_bytes(request, self._marks_generation), len(tokens) <= self._max_length)
+            for request, (tokens, _), total, count in zip(batch, whole, totals, counts, strict=True)
         ]
 
     def _encode(self, request: Request) -> tuple[list[int], list[bool]]:
@@ -84,6 +85,9 @@ class Scorer:
             tokens, scored = list(encoded["input_ids"]), [bool(mark) for mark in encoded["assistant_masks"]]
         else:
             tokens, scored = self._encode_last_turn(messages)
+        return tokens, scored
+
+    def _cut(self, request: Request, tokens: list[int], scored: list[bool]) -> tuple[list[int], list[bool]]:
         kept = slice(None, self._max_length) if request.keep == "start" else slice(-self._max_length, None)
         return tokens[kept], scored[kept]
 

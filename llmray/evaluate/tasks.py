@@ -32,6 +32,8 @@ class Likelihood(NamedTuple):
     """Scored tokens; 0 where truncation left none."""
     num_bytes: int
     """UTF-8 bytes of the assistant's text."""
+    whole: bool
+    """Whether the conversation was scored as it is, with nothing cut off."""
 
 
 class Item(NamedTuple):
@@ -74,15 +76,25 @@ class Heldout:
         return Item(-answer.total / answer.tokens, float(answer.tokens)) if answer.tokens else None
 
 
-class HeldoutBytes(Heldout):
-    """The same per byte of text, which compares models with different tokenizers."""
+class HeldoutBytes:
+    """Negative log-likelihood per byte of the assistant's turns, which compares models with different tokenizers.
+
+    Where a conversation is cut depends on the tokenizer, so only short ones are asked about, whole.
+    """
 
     name = "heldout_bytes"
     metric = "nll_per_byte"
+    shape = "messages"
+    longest_bytes = 512
+
+    def requests(self, row: Mapping[str, Any]) -> Sequence[Request]:
+        length = sum(len(message["content"].encode()) for message in row["messages"])
+        return [Request(messages=tuple(row["messages"]))] if length <= self.longest_bytes else []
 
     def item(self, row: Mapping[str, Any], likelihoods: Sequence[Likelihood]) -> Item | None:  # noqa: ARG002
         [answer] = likelihoods
-        return Item(-answer.total / answer.num_bytes, float(answer.num_bytes)) if answer.tokens else None
+        whole = answer.whole and answer.tokens and answer.num_bytes
+        return Item(-answer.total / answer.num_bytes, float(answer.num_bytes)) if whole else None
 
 
 class Choice:

@@ -38,6 +38,7 @@ OUTPUTS = {
     "b": Said(completion="It sleeps."),
     "c": Said(completion="A bed."),
     "empty": Said(completion=" \n"),
+    "nothing": Said(completion=""),
     "else": Said(completion="It opens.", messages=ELSE),
     "ends": Said(completion="More.", messages=(*ASKED, {"role": "assistant", "content": "It"})),
 }
@@ -84,6 +85,11 @@ def test_the_caller_may_name_the_group_of_a_prompt() -> None:
     }
 
 
+def test_white_space_may_lose_but_not_win() -> None:
+    [record] = of(prefer("1", "a", "empty")).records
+    assert record["rejected"] == " \n"
+
+
 @pytest.mark.parametrize(
     ("opinion", "reason"),
     [
@@ -97,7 +103,7 @@ def test_the_caller_may_name_the_group_of_a_prompt() -> None:
         (prefer("1", "a", "a2"), "identical"),
         (correct("1", "a", "\tIt waits. "), "identical"),
         (prefer("1", "empty", "a"), "no_answer"),
-        (prefer("1", "a", "empty"), "no_answer"),
+        (prefer("1", "a", "nothing"), "no_answer"),
         (correct("1", "a", " "), "no_answer"),
     ],
 )

@@ -73,7 +73,10 @@ def test_cutting_keeps_the_end_for_a_choice_and_the_start_otherwise(folder: Path
     scorer = Scorer(folder, max_length=16)
     question = "x" * 100
     assert scorer.score([talk(question, "os")])[0].tokens == 0
-    assert scorer.score([talk(question, "os", keep="end")])[0].tokens > 0
+    kept = scorer.score([talk(question, "os", keep="end")])[0]
+    assert kept.tokens > 0
+    assert not kept.whole
+    assert Scorer(folder, max_length=256).score([talk(question, "os")])[0].whole
 
 
 def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:

@@ -27,10 +27,18 @@ class Shortest:
 
 
 def test_heldout_is_a_mean_per_token_or_per_byte() -> None:
-    answer = [Likelihood(-12.0, 4, 6)]
+    answer = [Likelihood(-12.0, 4, 6, True)]
     assert Heldout().item(ROW, answer) == Item(3.0, 4.0)
     assert HeldoutBytes().item(ROW, answer) == Item(2.0, 6.0)
-    assert Heldout().item(ROW, [Likelihood(0.0, 0, 6)]) is None
+    assert Heldout().item(ROW, [Likelihood(0.0, 0, 6, True)]) is None
+
+
+def test_what_was_cut_has_no_loss_per_byte() -> None:
+    """Where it is cut depends on the tokenizer: two models would be measured on different texts."""
+    assert HeldoutBytes().item(ROW, [Likelihood(-12.0, 4, 6, False)]) is None
+    long = {**ROW, "messages": [{"role": "user", "content": "é" * 300}, {"role": "assistant", "content": "os"}]}
+    assert HeldoutBytes().requests(long) == []
+    assert len(Heldout().requests(long)) == 1
 
 
 def test_choice_asks_for_each_answer_in_the_place_of_the_right_one() -> None:
@@ -45,18 +53,18 @@ def test_choice_passes_over_rows_without_a_right_answer(row: dict[str, Any]) -> 
 
 
 def test_choice_divides_by_bytes_so_that_short_answers_gain_nothing() -> None:
-    assert Choice().item(ROW, [Likelihood(-4.0, 1, 2), Likelihood(-6.0, 3, 6)]) == Item(0.0, 1.0)
-    assert Choice().item(ROW, [Likelihood(-1.0, 1, 2), Likelihood(-6.0, 3, 6)]) == Item(1.0, 1.0)
+    assert Choice().item(ROW, [Likelihood(-4.0, 1, 2, True), Likelihood(-6.0, 3, 6, True)]) == Item(0.0, 1.0)
+    assert Choice().item(ROW, [Likelihood(-1.0, 1, 2, True), Likelihood(-6.0, 3, 6, True)]) == Item(1.0, 1.0)
 
 
 def test_a_tie_is_wrong() -> None:
-    assert Choice().item(ROW, [Likelihood(-2.0, 1, 2), Likelihood(-6.0, 3, 6)]) == Item(0.0, 1.0)
+    assert Choice().item(ROW, [Likelihood(-2.0, 1, 2, True), Likelihood(-6.0, 3, 6, True)]) == Item(0.0, 1.0)
 
 
 def test_preference_wants_the_chosen_one_likelier() -> None:
     row = {"prompt": "p", "chosen": "yes", "rejected": "no"}
     assert [request.messages[-1]["content"] for request in Preference().requests(row)] == ["yes", "no"]
-    assert Preference().item(row, [Likelihood(-1.0, 1, 3), Likelihood(-1.0, 1, 2)]) == Item(1.0, 1.0)
+    assert Preference().item(row, [Likelihood(-1.0, 1, 3, True), Likelihood(-1.0, 1, 2, True)]) == Item(1.0, 1.0)
 
 
 def test_a_users_own_task_is_found_by_module_and_attribute() -> None:
