@@ -3,10 +3,9 @@
 import sys
 from collections.abc import Sequence
 
-from llmray.flow.report import write_report
-
 from llmray.flow import summary
 from llmray.flow.lifecycle import LifecycleConfig, run
+from llmray.flow.report import write_report
 from llmray.options import run_job
 
 
