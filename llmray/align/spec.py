@@ -56,7 +56,7 @@ class AlignSpec:
     """Pairs in one forward pass of one worker."""
     accumulation: int = 1
     """Forward passes of each worker in one optimizer step."""
-    lr: float = 1e-4
+    lr: float = 4e-5
     """Highest learning rate; it falls to zero in a line."""
     warmup_fraction: float = 0.1
     """Share of the steps in which the learning rate rises."""
@@ -92,7 +92,7 @@ class AlignSpec:
             )
         if not 0 < self.lr < 1:
             raise ConfigError(
-                f"align.lr ({self.lr}) must lie between 0 and 1: try 1e-4 for a small model, 1e-6 for a large one"
+                f"align.lr ({self.lr}) must lie between 0 and 1: try 4e-5 for a small model, 1e-6 for a large one"
             )
         if not 0 <= self.warmup_fraction < 1:
             raise ConfigError(f"align.warmup_fraction ({self.warmup_fraction}) must be at least 0 and below 1: try 0.1")

@@ -26,7 +26,7 @@ SPEC = AlignSpec(model="m", data="d")
         ({"dtype": "float16"}, r"align\.dtype \(float16\) must be float32 or bfloat16"),
         ({"zero": 4}, r"align\.zero \(4\) must be 0, 1, 2 or 3"),
         ({"zero": 3, "method": "lora", "dtype": "bfloat16"}, "use align.zero 2, or align.dtype float32"),
-        ({"lr": 1.0}, r"align\.lr \(1\.0\) must lie between 0 and 1: try 1e-4"),
+        ({"lr": 1.0}, r"align\.lr \(1\.0\) must lie between 0 and 1: try 4e-5"),
         ({"lr": 0.0}, r"align\.lr"),
         ({"lr": float("nan")}, r"align\.lr"),
         ({"warmup_fraction": 1.0}, "at least 0 and below 1: try 0.1"),
