@@ -172,6 +172,7 @@ def draft_folder(parent_uri: str) -> Iterator[Path]:
         else:
             base = Path(tempfile.gettempdir())
         folder = Path(tempfile.mkdtemp(dir=base))
+        folder.chmod(0o755)  # what is published may be read by a replica that runs as somebody else
     try:
         with disk_errors(parent_uri):
             yield folder

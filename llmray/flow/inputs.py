@@ -51,13 +51,13 @@ def resolve(registry: Registry, what: str | Artifact, *, kind: str) -> Artifact:
     """
     if isinstance(what, Artifact):
         found = what
-    elif "/" in what or Path(what).exists():
+    elif "/" in what or (Path(what) / artifacts.MANIFEST).exists():
         found = artifacts.load(what)
     else:
         parse_reference(what)
         found = artifacts.load(registry.resolve(what, kind).uri)
     if found.kind != kind:
-        raise InputError(f"{what} is a {found.kind}, and a {kind} is needed")
+        raise InputError(f"{what} is of kind {found.kind}, and one of kind {kind} is needed")
     return found
 
 

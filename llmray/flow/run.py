@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -80,14 +81,14 @@ def new_run_id() -> str:
 
 
 def lease_owner() -> str:
-    """Names this process on this machine, so that another can tell whether it still lives."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+    """Names this thread of this process on this machine, so that another can tell whether the process still lives."""
+    return f"{socket.gethostname()}/{threading.get_ident()}:{os.getpid()}:{_started(os.getpid())}"
 
 
 def is_dead(owner: str) -> bool:
     """Whether the owner of a lease was a process of this machine that has ended."""
     host, pid, started = owner.rsplit(":", 2)
-    return host == socket.gethostname() and _started(int(pid)) != started
+    return host.partition("/")[0] == socket.gethostname() and _started(int(pid)) != started
 
 
 def _started(pid: int) -> str:

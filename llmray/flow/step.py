@@ -46,6 +46,10 @@ class Spend:
     core_seconds: float = 0.0
     gpu_seconds: float = 0.0
 
+    def add(self, core_seconds: float, gpu_seconds: float) -> None:
+        self.core_seconds += core_seconds
+        self.gpu_seconds += gpu_seconds
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Work:
@@ -61,8 +65,18 @@ _work: ContextVar[_Work | None] = ContextVar("llmray_work", default=None)
 def charge(*, core_seconds: float, gpu_seconds: float = 0.0) -> None:
     """Add to the cost of the step that is running; without one, nothing is charged."""
     if (work := _work.get()) is not None:
-        work.spend.core_seconds += core_seconds
-        work.spend.gpu_seconds += gpu_seconds
+        work.spend.add(core_seconds, gpu_seconds)
+
+
+@contextmanager
+def metered(*, cores: float, gpus: float = 0.0) -> Iterator[None]:
+    """Charge the step that is running for cores and GPUs held for the length of a block, however the block ends."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds = time.monotonic() - started
+        charge(core_seconds=cores * seconds, gpu_seconds=gpus * seconds)
 
 
 def work_folder() -> Path:
@@ -120,28 +134,38 @@ class Step(Generic[P, R]):
         log.info("%-10s starts", self.name)
         record = run.registry.start_step(run.id, self.name, key=key, fields=dict(fields))
         folder = storage.local_home() / "work" / f"{self.name}-{key[:24]}"
+        spend = Spend()
         started = time.monotonic()
+        outputs: dict[str, Any] | None = None
         try:
-            if self.resources is None:
-                value, spend = _run_body(self.function, bound.args, bound.kwargs, folder)
-            else:
-                value, spend = _run_on_ray(self.function, bound.args, bound.kwargs, folder, self.resources)
-            seconds = time.monotonic() - started
+            value = self._run(bound, folder, spend)
             outputs = _encode(value)
             for made in _artifacts_in(value):
                 run.registry.put_artifact(made, run_id=run.id)
             run.registry.cache_put(key, step=self.name, fields=dict(fields), outputs=outputs)
         except BaseException:
-            run.registry.finish_step(record, "failed", outputs=None, seconds=time.monotonic() - started)
+            outputs = None
             raise
-        if self.resources is not None:
-            spend.core_seconds += self.resources.cpu * seconds
-            spend.gpu_seconds += self.resources.gpu * seconds
-        run.registry.add_spend(run.id, self.name, core_seconds=spend.core_seconds, gpu_seconds=spend.gpu_seconds)
-        run.registry.finish_step(record, "done", outputs=outputs, seconds=seconds)
+        finally:
+            seconds = time.monotonic() - started
+            run.registry.add_spend(run.id, self.name, core_seconds=spend.core_seconds, gpu_seconds=spend.gpu_seconds)
+            run.registry.finish_step(record, "failed" if outputs is None else "done", outputs=outputs, seconds=seconds)
         storage.remove(str(folder))
         log.info("%-10s done in %.1f s (%.0f core-seconds)", self.name, seconds, spend.core_seconds)
         return _decode(outputs)  # what a hit will return
+
+    def _run(self, bound: inspect.BoundArguments, folder: Path, spend: Spend) -> R:
+        """Run the function here or as a Ray task; what it costs is added to `spend`, also when it fails."""
+        if self.resources is None:
+            return _run_body(self.function, bound.args, bound.kwargs, _Work(folder=folder, spend=spend))
+        started = time.monotonic()
+        try:
+            value, inside = _run_on_ray(self.function, bound.args, bound.kwargs, folder, self.resources)
+            spend.add(inside.core_seconds, inside.gpu_seconds)
+            return value
+        finally:
+            seconds = time.monotonic() - started
+            spend.add(self.resources.cpu * seconds, self.resources.gpu * seconds)
 
 
 def step(
@@ -165,21 +189,21 @@ def step(
     return wrap
 
 
-def _run_body(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], folder: Path
-) -> tuple[Any, Spend]:
-    work = _Work(folder=folder)
+def _run_body(function: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any], work: _Work) -> R:
     token = _work.set(work)
     try:
-        return function(*args, **kwargs), work.spend
+        return function(*args, **kwargs)
     finally:
         _work.reset(token)
 
 
-def _run_in_worker(home: str, *call: Any) -> tuple[Any, Spend]:
+def _run_in_worker(
+    home: str, function: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any], folder: Path
+) -> tuple[R, Spend]:
     """The same in another process, whose artifacts belong where the driver looks for them."""
     os.environ["LLMRAY_HOME"] = home
-    return _run_body(*call)
+    work = _Work(folder=folder)
+    return _run_body(function, args, kwargs, work), work.spend
 
 
 def _run_on_ray(

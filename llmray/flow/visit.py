@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmray.client.http import Client
-from llmray.flow.traffic import Question
+from llmray.flow.traffic import ANNOTATOR, RULE, Question, judge
+from llmray.serve.control import wait_for
+
+_CHUNK = 10
+"""Questions between two looks at the monitor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +113,76 @@ class Visitors:
         if not chunks or chunks[-1].choices[0].finish_reason is None:
             raise CutShortError(f"stream {chunks[-1].id if chunks else ''} has no end")
         return chunks[-1].id, "".join(chunk.choices[0].delta.content or "" for chunk in chunks), _digest(chunks[-1])
+
+
+class Watch:
+    """Asks in small rounds and looks at the monitor after each."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.alarms = 0
+        self.curve: list[tuple[int, float]] = []
+        """Answers asked for so far, and the monitor's statistic then."""
+        self._seen_before = self._alarms_before = 0
+
+    def begin(self, visitors: Visitors) -> None:
+        """Count from here."""
+        self._seen_before, _, self._alarms_before = visitors.observed()
+
+    def ask(
+        self,
+        visitors: Visitors,
+        questions: Sequence[Question],
+        *,
+        temperature: float,
+        seed: int,
+        until_alarm: bool = False,
+    ) -> list[Reply]:
+        replies: list[Reply] = []
+        size = 4 if until_alarm else _CHUNK
+        for start in range(0, len(questions), size):
+            part = visitors.ask(questions[start : start + size], temperature=temperature, seed=seed + start)
+            replies += part
+            self.asked += sum(reply.error is None for reply in part)
+            self._look(visitors)
+            if until_alarm and self.alarms:
+                break
+        return replies
+
+    def _look(self, visitors: Visitors) -> None:
+        """Wait until the monitor, which is off the request path, has seen what was answered."""
+        wait_for(
+            lambda: visitors.observed()[0] - self._seen_before >= self.asked,
+            timeout_s=30,
+            what="the monitor to see what was answered",
+        )
+        _, statistic, alarms = visitors.observed()
+        self.alarms = alarms - self._alarms_before
+        self.curve.append((self.asked, statistic))
+
+
+def annotate(gateway: Client, first: Sequence[Reply], second: Sequence[Reply]) -> list[dict[str, Any]]:
+    """Judge each pair of answers by the open rule, and hand the feedback in at the public door."""
+
+    def one(pair: tuple[Reply, Reply]) -> list[dict[str, Any]]:
+        a, b = pair
+        if a.error or b.error:
+            return []
+        said = judge(a.question, a.text, b.text)
+        by: dict[str, Any] = {"source": ANNOTATOR, "rule": RULE}
+        lines = [{"kind": "thumb", "output_id": a.output_id, "value": said.thumb, "f1": said.first_f1}]
+        gateway.thumb(a.output_id, said.thumb, **by)
+        if said.correction is not None:
+            gateway.correct(a.output_id, said.correction, **by)
+            lines.append({"kind": "correction", "output_id": a.output_id, "value": said.correction})
+        if said.preferred is not None:
+            better, worse = (a, b) if said.preferred == 0 else (b, a)
+            gateway.prefer(better.output_id, worse.output_id, **by)
+            lines.append({"kind": "preference", "output_id": better.output_id, "value": worse.output_id})
+        return lines
+
+    with ThreadPoolExecutor(4) as pool:
+        return [line for lines in pool.map(one, zip(first, second, strict=True)) for line in lines]
 
 
 class CutShortError(Exception):

@@ -39,7 +39,7 @@ def test_a_thing_of_another_kind_is_refused(registry: Registry) -> None:
     model = sealed("model", "weights")
     registry.put_artifact(model, name="chat")
     for what in (model, model.uri):
-        with pytest.raises(InputError, match="is a model, and a dataset is needed"):
+        with pytest.raises(InputError, match="is of kind model, and one of kind dataset is needed"):
             resolve(registry, what, kind="dataset")
     with pytest.raises(NotFoundError):
         resolve(registry, model.digest, kind="dataset")

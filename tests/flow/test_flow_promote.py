@@ -165,7 +165,7 @@ def test_evidence_about_another_model_is_refused(registry: Registry, data: Artif
     proof = evaluate(good, data, CONFIG)
     with pytest.raises(InputError, match=f"not about model {other.digest[:12]}: evaluate it first"):
         ask(registry, other, proof)
-    with pytest.raises(InputError, match="is a dataset, and a evaluation is needed"):
+    with pytest.raises(InputError, match="is of kind dataset, and one of kind evaluation is needed"):
         promote(registry, "chat@latest", evidence=data.uri, actor="ada", policy=POLICY)
     assert production(registry) is None
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from llmray.align.spec import AlignSpec
 from llmray.artifact import Artifact
-from llmray.flow.step import charge, step, work_folder
+from llmray.flow.step import metered, step, work_folder
 
 
 @step()
@@ -14,6 +14,5 @@ def align(model: Artifact, data: Artifact, spec: AlignSpec) -> Artifact:
     from llmray.cluster import connect
 
     connect()
-    result = run_alignment(replace(spec, model=model.uri, data=data.uri), run_dir=str(work_folder()))
-    charge(core_seconds=result.core_seconds, gpu_seconds=result.gpu_seconds)
-    return result.artifact
+    with metered(cores=spec.num_workers * spec.cpus_per_worker, gpus=spec.num_workers * spec.gpus_per_worker):
+        return run_alignment(replace(spec, model=model.uri, data=data.uri), run_dir=str(work_folder())).artifact

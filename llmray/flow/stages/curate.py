@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from llmray.artifact import Artifact
 from llmray.data.config import CurateConfig
 from llmray.flow.inputs import SourceFile
-from llmray.flow.step import charge, step
+from llmray.flow.step import metered, step
 
 
 @step()
@@ -15,8 +15,6 @@ def curate(sources: Sequence[SourceFile], config: CurateConfig, parent: Artifact
     Args:
         parent: artifact that the files belong to, for its lineage.
     """
-    import time
-
     from llmray.cluster import connect
 
     connect()  # first: Ray Data reads its log level when it is imported
@@ -24,11 +22,9 @@ def curate(sources: Sequence[SourceFile], config: CurateConfig, parent: Artifact
 
     from llmray.data.curate import curate as run_curation
 
-    started = time.monotonic()
-    snapshot = run_curation(
-        [source.uri for source in sources],
-        config=config,
-        parents={"source": parent.digest} if parent is not None else None,
-    )
-    charge(core_seconds=ray.cluster_resources().get("CPU", 1.0) * (time.monotonic() - started))
-    return snapshot
+    with metered(cores=ray.cluster_resources().get("CPU", 1.0)):
+        return run_curation(
+            [source.uri for source in sources],
+            config=config,
+            parents={"source": parent.digest} if parent is not None else None,
+        )

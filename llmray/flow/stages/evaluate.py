@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 
 from llmray.artifact import Artifact
 from llmray.errors import ConfigError
-from llmray.flow.step import charge, step
+from llmray.flow.step import metered, step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,22 +31,18 @@ class EvaluateConfig:
 @step()
 def evaluate(model: Artifact, data: Artifact, config: EvaluateConfig) -> Artifact:
     """Scores of `model` on `data`, as an artifact of kind `evaluation`."""
-    import time
-
     from llmray.cluster import connect
     from llmray.evaluate.evaluate import evaluate as score
 
     connect()
-    started = time.monotonic()
-    result = score(
-        model.uri,
-        data.uri,
-        tasks=config.tasks,
-        max_rows=config.max_rows,
-        max_length=config.max_length,
-        num_workers=config.num_workers,
-        parents={"model": model.digest, "data": data.digest},
-        config={"evaluate": asdict(config)},
-    )
-    charge(core_seconds=config.num_workers * (time.monotonic() - started))
-    return result
+    with metered(cores=config.num_workers):
+        return score(
+            model.uri,
+            data.uri,
+            tasks=config.tasks,
+            max_rows=config.max_rows,
+            max_length=config.max_length,
+            num_workers=config.num_workers,
+            parents={"model": model.digest, "data": data.digest},
+            config={"evaluate": asdict(config)},
+        )

@@ -6,9 +6,7 @@ as the cache: where the result is known, so is all that it speaks of.
 
 import json
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC
@@ -19,18 +17,17 @@ from llmray.artifact import Artifact
 from llmray.client.http import Client
 from llmray.errors import ConfigError, InputError
 from llmray.flow.run import open_run
-from llmray.flow.step import charge, step
-from llmray.flow.traffic import ANNOTATOR, RULE, Question, judge, ordered, unusual_questions
-from llmray.flow.visit import Crowd, Reply, Visitors
-from llmray.serve.control import wait_for
+from llmray.flow.step import metered, step
+from llmray.flow.traffic import Question, ordered, unusual_questions
+from llmray.flow.visit import Crowd, Reply, Visitors, Watch, annotate
 from llmray.serve.rollout import RolloutPolicy
 from llmray.serve.service import Deployed
 
 log = logging.getLogger(__name__)
 
 _PLACE = {"identity": False}
-_CHUNK = 10
-"""Questions between two looks at the monitor."""
+_BESIDE = 0.4
+"""Cores reserved for gateway, registry and monitor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,44 +108,29 @@ def converse(
         An artifact of kind `traffic`: `replies.jsonl`, `feedback.jsonl`, `monitor.json`; its report says how many
         requests failed, whether the monitor was quiet on the usual traffic, and when it raised its alarm.
     """
-    began = time.monotonic()
-    served = put_into_service(model, data, name=counter.name, serving=serving)
-    questions = fresh_questions(data.uri, config.usual, config.seed)
-    others = [Question(id=f"unusual-{i}", text=text, answer="") for i, text in enumerate(_unusual(config))]
-    watch = _Watch()
-    with _visitors(served, counter, config.max_tokens) as visitors:
-        watch.begin(visitors)
-        first = watch.ask(visitors, questions, temperature=0.0, seed=config.seed)
-        second = watch.ask(visitors, questions[::-1], temperature=config.temperature, seed=config.seed)[::-1]
-        quiet = not watch.alarms
-        log.info("traffic: %d usual answers, the monitor %s", watch.asked, "is quiet" if quiet else "raised an ALARM")
-        usual = watch.asked
-        feedback = _annotate(Client(served.url), first, second)
-        third = watch.ask(visitors, others, temperature=0.0, seed=config.seed, until_alarm=True)
-        alarm = _alarm(model.digest, usual) if watch.alarms and quiet else None
-        log.info("traffic: %d unusual questions: %s", len(third), _told(alarm))
-    replies = [*first, *second, *third]
-    failed = [reply for reply in replies if reply.error]
-    charge(core_seconds=(serving.num_cpus + 0.4) * (time.monotonic() - began))
+    with metered(cores=serving.num_cpus + _BESIDE):
+        served = put_into_service(model, data, name=counter.name, serving=serving)
+        with _visitors(served, counter, config.max_tokens) as visitors:
+            talk = _talk(visitors, Client(served.url), model, data, config)
+    replies = [*talk.first, *talk.second, *talk.unusual]
     with artifacts.draft("traffic") as draft:
         _write_lines(draft.folder / "replies.jsonl", [asdict(reply) for reply in replies])
-        _write_lines(draft.folder / "feedback.jsonl", feedback)
-        (draft.folder / "monitor.json").write_text(json.dumps({"curve": watch.curve, "usual": usual, "alarm": alarm}))
+        _write_lines(draft.folder / "feedback.jsonl", talk.feedback)
+        curve = {"curve": talk.curve, "usual": talk.usual, "alarm": talk.alarm}
+        (draft.folder / "monitor.json").write_text(json.dumps(curve))
         return draft.seal(
             parents={"model": model.digest, "data": data.digest},
             config={"serve": asdict(serving), "traffic": asdict(config), "prompt": counter.prompt},
             report={
                 "url": served.url,
                 "engine": dict(served.engine),
-                "requests": len(replies),
-                "failed": len(failed),
-                "errors": sorted({str(reply.error) for reply in failed})[:5],
+                **_counted(replies),
                 "seconds_p50": _quantile([reply.seconds for reply in replies], 0.5),
                 "seconds_p95": _quantile([reply.seconds for reply in replies], 0.95),
-                "quiet_on_usual": quiet,
-                "alarm": alarm,
-                "feedback": _by_kind(feedback),
-                "mean_f1": _mean([line["f1"] for line in feedback if line["kind"] == "thumb"]),
+                "quiet_on_usual": talk.quiet,
+                "alarm": talk.alarm,
+                "feedback": _by_kind(talk.feedback),
+                "mean_f1": _mean([line["f1"] for line in talk.feedback if line["kind"] == "thumb"]),
             },
         )
 
@@ -171,21 +153,18 @@ def canary(
     """
     from llmray import deployment
 
-    began = time.monotonic()
-    served = put_into_service(stable, data, name=counter.name, serving=serving)
     questions = fresh_questions(data.uri, config.usual, config.seed)
-    with _visitors(served, counter, config.max_tokens) as visitors, Crowd(visitors, questions) as crowd:
-        result = deployment.rollout(candidate.uri, candidate.digest, policy=policy, **serving.engine_options())
-    failed = [reply for reply in crowd.replies if reply.error]
-    charge(core_seconds=(2 * serving.num_cpus + 0.4) * (time.monotonic() - began))
-    log.info("rollout: %s, %d requests, %d failed", result.status, len(crowd.replies), len(failed))
+    with metered(cores=2 * serving.num_cpus + _BESIDE):
+        served = put_into_service(stable, data, name=counter.name, serving=serving)
+        with _visitors(served, counter, config.max_tokens) as visitors, Crowd(visitors, questions) as crowd:
+            result = deployment.rollout(candidate.uri, candidate.digest, policy=policy, **serving.engine_options())
+    counted = _counted(crowd.replies)
+    log.info("rollout: %s, %d requests, %d failed", result.status, counted["requests"], counted["failed"])
     return {
         "status": result.status,
         "reason": result.reason,
         "steps": [dict(one) for one in result.steps],
-        "requests": len(crowd.replies),
-        "failed": len(failed),
-        "errors": sorted({str(reply.error) for reply in failed})[:5],
+        **counted,
     }
 
 
@@ -241,54 +220,51 @@ def fresh_questions(data_uri: str, count: int, seed: int) -> list[Question]:
     return ordered(list(found.values()), seed)[:count]
 
 
-class _Watch:
-    """Asks in small rounds and looks at the monitor after each."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Talk:
+    """What people and the model said to each other, and what was said about it."""
 
-    def __init__(self) -> None:
-        self.asked = 0
-        self.alarms = 0
-        self.curve: list[tuple[int, float]] = []
-        """Answers asked for so far, and the monitor's statistic then."""
-        self._seen_before = self._alarms_before = 0
-
-    def begin(self, visitors: Visitors) -> None:
-        """Count from here."""
-        self._seen_before, _, self._alarms_before = visitors.observed()
-
-    def ask(
-        self,
-        visitors: Visitors,
-        questions: Sequence[Question],
-        *,
-        temperature: float,
-        seed: int,
-        until_alarm: bool = False,
-    ) -> list[Reply]:
-        replies: list[Reply] = []
-        size = 4 if until_alarm else _CHUNK
-        for start in range(0, len(questions), size):
-            part = visitors.ask(questions[start : start + size], temperature=temperature, seed=seed + start)
-            replies += part
-            self.asked += sum(reply.error is None for reply in part)
-            self._look(visitors)
-            if until_alarm and self.alarms:
-                break
-        return replies
-
-    def _look(self, visitors: Visitors) -> None:
-        """Wait until the monitor, which is off the request path, has seen what was answered."""
-        wait_for(
-            lambda: visitors.observed()[0] - self._seen_before >= self.asked,
-            timeout_s=30,
-            what="the monitor to see what was answered",
-        )
-        _, statistic, alarms = visitors.observed()
-        self.alarms = alarms - self._alarms_before
-        self.curve.append((self.asked, statistic))
+    first: Sequence[Reply]
+    second: Sequence[Reply]
+    unusual: Sequence[Reply]
+    usual: int
+    """Usual answers."""
+    quiet: bool
+    """Whether the monitor raised no alarm on them."""
+    alarm: Mapping[str, Any] | None
+    """The one on the unusual questions."""
+    feedback: Sequence[Mapping[str, Any]]
+    curve: Sequence[tuple[int, float]]
 
 
-def _unusual(config: TrafficConfig) -> list[str]:
-    return unusual_questions(config.unusual, config.seed)
+def _talk(visitors: Visitors, gateway: Client, model: Artifact, data: Artifact, config: TrafficConfig) -> _Talk:
+    """Ask the usual questions twice, have the answers judged, and then ask about something else."""
+    questions = fresh_questions(data.uri, config.usual, config.seed)
+    others = [
+        Question(id=f"unusual-{number}", text=text, answer="")
+        for number, text in enumerate(unusual_questions(config.unusual, config.seed))
+    ]
+    watch = Watch()
+    watch.begin(visitors)
+    first = watch.ask(visitors, questions, temperature=0.0, seed=config.seed)
+    second = watch.ask(visitors, questions[::-1], temperature=config.temperature, seed=config.seed)[::-1]
+    usual, quiet = watch.asked, not watch.alarms
+    log.info("traffic: %d usual answers, the monitor %s", usual, "is quiet" if quiet else "raised an ALARM")
+    feedback = annotate(gateway, first, second)
+    unusual = watch.ask(visitors, others, temperature=0.0, seed=config.seed, until_alarm=True)
+    alarm = _alarm(model.digest, usual) if watch.alarms and quiet else None
+    told = "no alarm" if alarm is None else f"drift alarm after {alarm['after_unusual']} of them"
+    log.info("traffic: %d unusual questions: %s", len(unusual), told)
+    return _Talk(
+        first=first,
+        second=second,
+        unusual=unusual,
+        usual=usual,
+        quiet=quiet,
+        alarm=alarm,
+        feedback=feedback,
+        curve=watch.curve,
+    )
 
 
 @contextmanager
@@ -298,30 +274,6 @@ def _visitors(served: Deployed, counter: Counter, max_tokens: int) -> Iterator[V
         yield visitors
     finally:
         visitors.close()
-
-
-def _annotate(gateway: Client, first: Sequence[Reply], second: Sequence[Reply]) -> list[dict[str, Any]]:
-    """Judge each pair of answers by the open rule, and hand the feedback in at the public door."""
-
-    def one(pair: tuple[Reply, Reply]) -> list[dict[str, Any]]:
-        a, b = pair
-        if a.error or b.error:
-            return []
-        said = judge(a.question, a.text, b.text)
-        by: dict[str, Any] = {"source": ANNOTATOR, "rule": RULE}
-        lines = [{"kind": "thumb", "output_id": a.output_id, "value": said.thumb, "f1": said.first_f1}]
-        gateway.thumb(a.output_id, said.thumb, **by)
-        if said.correction is not None:
-            gateway.correct(a.output_id, said.correction, **by)
-            lines.append({"kind": "correction", "output_id": a.output_id, "value": said.correction})
-        if said.preferred is not None:
-            better, worse = (a, b) if said.preferred == 0 else (b, a)
-            gateway.prefer(better.output_id, worse.output_id, **by)
-            lines.append({"kind": "preference", "output_id": better.output_id, "value": worse.output_id})
-        return lines
-
-    with ThreadPoolExecutor(4) as pool:
-        return [line for lines in pool.map(one, zip(first, second, strict=True)) for line in lines]
 
 
 def _alarm(model_digest: str, usual: int) -> Mapping[str, Any] | None:
@@ -339,8 +291,13 @@ def _alarm(model_digest: str, usual: int) -> Mapping[str, Any] | None:
     }
 
 
-def _told(alarm: Mapping[str, Any] | None) -> str:
-    return "no alarm" if alarm is None else f"drift alarm after {alarm['after_unusual']} of them"
+def _counted(replies: Sequence[Reply]) -> dict[str, Any]:
+    failed = [reply for reply in replies if reply.error]
+    return {
+        "requests": len(replies),
+        "failed": len(failed),
+        "errors": sorted({str(reply.error) for reply in failed})[:5],
+    }
 
 
 def _by_kind(feedback: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from llmray.artifact import Artifact
-from llmray.flow.step import charge, step, work_folder
+from llmray.flow.step import metered, step, work_folder
 from llmray.train.spec import TrainSpec
 
 
@@ -13,9 +13,8 @@ def _train(model: Artifact, data: Artifact, spec: TrainSpec) -> Artifact:
     from llmray.train.trainer import train
 
     connect()
-    result = train(replace(spec, model=model.uri, data=data.uri), run_dir=str(work_folder()))
-    charge(core_seconds=result.core_seconds, gpu_seconds=result.gpu_seconds)
-    return result.artifact
+    with metered(cores=spec.num_workers * spec.cpus_per_worker, gpus=spec.num_workers * spec.gpus_per_worker):
+        return train(replace(spec, model=model.uri, data=data.uri), run_dir=str(work_folder())).artifact
 
 
 pretrain = step(name="pretrain")(_train)
