@@ -2,7 +2,8 @@
 
 A database that is up to date costs one small query and never loads Alembic. Otherwise one process migrates while the
 others wait: on PostgreSQL behind an advisory lock, on SQLite behind a lock file (switching a new file to WAL ignores
-the busy timeout, so SQLite's own lock is not enough) and an immediate transaction. Either the whole migration is there
+the busy timeout and fails while anybody so much as looks at the file, so SQLite's own lock is not enough) and an
+immediate transaction. Either the whole migration is there
 afterwards or none of it. Rejected: `alembic upgrade` as a command of its own (a thing to forget), and downgrades (they
 drop what people recorded).
 """
@@ -30,10 +31,10 @@ def upgrade(writer: Engine) -> None:
     Raises:
         ConfigError: the database has a schema that this version of llmray does not know.
     """
-    with writer.engine.connect() as connection:
+    with _locked(writer, fcntl.LOCK_SH), writer.engine.connect() as connection:
         if _wal(connection) and _revision(connection) == HEAD:
             return
-    with _alone(writer):
+    with _locked(writer, fcntl.LOCK_EX):
         if writer.dialect.name == "sqlite":
             with writer.connect() as connection:
                 _switch_to_wal(connection)
@@ -83,10 +84,10 @@ def _switch_to_wal(connection: Connection) -> None:
 
 
 @contextmanager
-def _alone(writer: Engine) -> Iterator[None]:
+def _locked(writer: Engine, how: int) -> Iterator[None]:
     if writer.dialect.name != "sqlite":
         yield
         return
     with Path(f"{writer.url.database}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, how)
         yield

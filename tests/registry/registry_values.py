@@ -1,6 +1,7 @@
 """Moments and values that registry tests put in."""
 
 import itertools
+import multiprocessing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,6 +11,12 @@ from llmray.registry.records import Feedback, Output
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
 AT = datetime(2026, 1, 31, 13, tzinfo=UTC)
+
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Starts processes that share nothing and need not each import for two seconds."""
+PROCESSES.set_forkserver_preload(
+    ["alembic.autogenerate", "hypothesis.strategies", "llmray.registry.registry", "pytest"]
+)
 
 _fresh = itertools.count()
 

@@ -1,12 +1,11 @@
 """Cache entries and leases."""
 
-import multiprocessing
 from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from registry_values import START, fresh
+from registry_values import PROCESSES, START, fresh
 
 from llmray.registry.registry import Registry
 
@@ -84,9 +83,8 @@ def test_leases_do_what_a_model_of_them_does(registry: Registry, moves: list[tup
 
 
 def test_of_many_processes_one_gets_the_lease(registry: Registry, url: str) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    barrier = spawn.Barrier(6)
-    with spawn.Pool(6, initializer=_remember, initargs=(barrier,)) as pool:
+    barrier = PROCESSES.Barrier(6)
+    with PROCESSES.Pool(6, initializer=_remember, initargs=(barrier,)) as pool:
         wins = pool.map(_take_all, [(url, f"process {number}") for number in range(6)], chunksize=1)
     taken = [key for mine in wins for key in mine]
     assert sorted(taken) == [f"k{number:02}" for number in range(20)]

@@ -1,6 +1,5 @@
 """The schema: migrations agree with the tables, many processes may open a new database, history cannot be rewritten."""
 
-import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from registry_values import PROCESSES
 
 from llmray.errors import ConfigError
 from llmray.registry import migrations, schema
@@ -69,9 +69,8 @@ def test_opening_an_up_to_date_database_does_not_load_alembic(registry: Registry
 
 def test_ten_processes_open_a_new_database_at_once(make_url: Callable[[], str]) -> None:
     url = make_url()
-    spawn = multiprocessing.get_context("spawn")
-    barrier = spawn.Barrier(10)
-    with spawn.Pool(10, initializer=_remember, initargs=(barrier,)) as pool:
+    barrier = PROCESSES.Barrier(10)
+    with PROCESSES.Pool(10, initializer=_remember, initargs=(barrier,)) as pool:
         names = pool.map(_open_and_start, [url] * 10, chunksize=1)
     with Registry.open(url) as registry:
         assert sorted(names) == sorted(run.run_id for run in registry.runs())
