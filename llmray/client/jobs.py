@@ -16,6 +16,7 @@ from llmray.errors import ConfigError, InputError, UnavailableError
 EXIT_STOPPED = 130
 EXIT_FAILED = 1
 _POLL_S = 0.5
+_AGENT_WAIT_S = 60.0
 
 
 def submit(
@@ -53,7 +54,8 @@ def submit(
     if working_dir is not None:
         runtime_env["working_dir"] = working_dir
     if submission_id is None or not _known(client, submission_id):
-        submission_id = client.submit_job(
+        submission_id = _start(
+            client,
             entrypoint=shlex.join(["python", job_script, *args]),
             submission_id=submission_id,
             runtime_env=runtime_env,
@@ -106,6 +108,20 @@ def _client(address: str | None) -> Any:
         raise ConfigError(f"address ({address}) is no dashboard: try http://127.0.0.1:8265 ({error})") from error
     except RuntimeError as error:
         raise UnavailableError(f"the Ray dashboard refuses: {error}") from error
+
+
+def _start(client: Any, **job: Any) -> str:
+    """Submit, once the nodes' agents are up: they start some seconds after the dashboard."""
+    deadline = time.monotonic() + _AGENT_WAIT_S
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if "No available agent" not in str(error):
+                raise
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"no node takes the job: {error}") from error
+        time.sleep(_POLL_S)
 
 
 def _known(client: Any, submission_id: str) -> bool:

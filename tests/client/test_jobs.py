@@ -44,3 +44,21 @@ def test_missing_script_and_missing_cluster_name_the_fix(working_dir: Path) -> N
         jobs.submit("absent.py", working_dir=str(working_dir))
     with pytest.raises(UnavailableError, match="ray start --head"):
         jobs.submit("job.py", address="http://127.0.0.1:9", working_dir=str(working_dir))
+
+
+def test_a_job_waits_for_the_agents_of_a_new_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_POLL_S", 0.0)
+    answers: list[str | Exception] = [RuntimeError("status code 500: No available agent to submit job"), "job-1"]
+
+    class Cluster:
+        def submit_job(self, entrypoint: str) -> str:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    assert jobs._start(Cluster(), entrypoint="true") == "job-1"
+    answers[:] = [RuntimeError("status code 500: No available agent to submit job")]
+    monkeypatch.setattr(jobs, "_AGENT_WAIT_S", -1.0)
+    with pytest.raises(UnavailableError, match="no node takes the job"):
+        jobs._start(Cluster(), entrypoint="true")
