@@ -13,7 +13,7 @@ NOISY = (
     "ray.tune",
     "ray.serve",
     "httpx",
-    "deepspeed",
+    "DeepSpeed",
     "transformers",
     "torch",
     "alembic",
@@ -35,9 +35,13 @@ def setup(level: int = logging.INFO) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     root.propagate = False
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in NOISY:  # a filter, since these libraries set the level of their loggers when they are imported
+        logging.getLogger(name).addFilter(_only_errors)
     warnings.filterwarnings("ignore", module=r"(ray|torch|deepspeed|transformers|trl|google)\b")
+
+
+def _only_errors(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -14,13 +14,15 @@ from llmray import console
 def loggers() -> Iterator[None]:
     """Logging and warnings as they were before."""
     names = ("llmray", *console.NOISY)
-    before = {name: (logging.getLogger(name).level, logging.getLogger(name).propagate) for name in names}
+    found = {name: logging.getLogger(name) for name in names}
+    before = {name: (one.level, one.propagate, list(one.filters)) for name, one in found.items()}
     with warnings.catch_warnings():
         yield
     logging.getLogger("llmray").handlers[:] = []
-    for name, (level, propagate) in before.items():
-        logging.getLogger(name).setLevel(level)
-        logging.getLogger(name).propagate = propagate
+    for name, (level, propagate, filters) in before.items():
+        found[name].setLevel(level)
+        found[name].propagate = propagate
+        found[name].filters[:] = filters
 
 
 def test_our_progress_is_shown_with_the_time_and_others_only_with_trouble(

@@ -30,6 +30,8 @@ _BATCH_ROWS = 32
 _BATCH_BYTES = 24_000
 _LEVEL = 0.95
 _SAY_EVERY_S = 2.0
+_PATIENCE_S = 15.0
+"""A worker needs some seconds to start; after these it probably waits for a core."""
 
 
 def evaluate(
@@ -186,7 +188,7 @@ def _score_all(
                 results.update(zip(indices, ray.get(ref), strict=True))
                 for _ in range(1 if indices else 2):  # one batch at work and one waiting for each
                     _submit(actor, todo, requests, pending)
-            if time.monotonic() - said > _SAY_EVERY_S:
+            if time.monotonic() - said > (_SAY_EVERY_S if results else _PATIENCE_S):
                 said = time.monotonic()
                 if results:
                     _LOG.info("evaluate: %s of %s requests scored", f"{len(results):,}", f"{len(requests):,}")

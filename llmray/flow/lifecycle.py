@@ -146,7 +146,7 @@ def run(config: LifecycleConfig) -> Outcome:
         counter = _counter(this, name)
         traffic = converse(production, data, counter, config.serve, config.traffic)
 
-        said = operations.said_of(this.registry, production, data)
+        said = operations.said_of(this.registry, production)
         feedback = operations.named(this, preferences(said, data, config.preference_heldout), f"{name}-feedback")
         aligned = operations.named(this, align(production, feedback, config.align), name)
         judged_on = replace(config.evaluate, tasks=(*config.evaluate.tasks, "preference"))

@@ -279,7 +279,7 @@ def align(
     """
     with open_run("align", config={"model": str(model), "data": str(data), "name": name}) as run:
         start, snapshot = as_model(model), resolve(run.registry, data, kind="dataset")
-        said = said_of(run.registry, start, snapshot)
+        said = said_of(run.registry, start)
         feedback = named(run, preferences(said, snapshot, heldout), name and f"{name}-feedback")
         return named(run, align_step(start, feedback, spec or AlignSpec()), name), feedback
 
@@ -346,26 +346,20 @@ def diff(before: What, after: What, *, examples: int = 5) -> "RowDiff":
     return compare(a.uri, b.uri, examples=examples)
 
 
-def said_of(registry: Registry, model: Artifact, data: Artifact) -> Said:
-    """The preferences that people's feedback on a model's answers amounts to.
-
-    Args:
-        data: snapshot whose questions lend their groups, so that all that is said of a question stays together.
+def said_of(registry: Registry, model: Artifact) -> Said:
+    """The preferences that people's feedback on a model's answers amounts to; all that is said of a question is a group.
 
     Raises:
         InputError: nobody preferred or corrected anything.
     """
     from llmray.align.pairs import preference_data
-    from llmray.data.snapshot import load_rows
 
     outputs = {
         one.id: one
         for one in registry.outputs(registry.output_count(model_digest=model.digest), model_digest=model.digest)
     }
     feedback = [one for one in registry.feedback() if one.output_id in outputs]
-    rows = load_rows(data.uri, shape="messages", columns=["messages", "group"]).to_pylist()
-    groups = {row["messages"][0]["content"]: row["group"] for row in rows}
-    found = preference_data(feedback, outputs, group=groups.get)
+    found = preference_data(feedback, outputs)
     if not found.records:
         raise InputError(
             f"{len(feedback)} pieces of feedback on model {model.digest[:12]} give no preference "

@@ -21,6 +21,7 @@ from llmray.errors import ConfigError, InputError
 RESULT, METRICS, EXPORT = "result.json", "metrics.jsonl", "export"
 """Inside a run folder: what a finished run returned, a line a step, and the model before it is published."""
 _SPEC = "spec.json"
+_SAY_EVERY_S = 5.0
 
 Line = dict[str, Any]
 OnReport = Callable[[Line], None]
@@ -121,7 +122,7 @@ class _Follower:
             if self._on_report is not None:
                 self._on_report(line)
             now = time.monotonic()
-            if now - self._logged_at >= 2 or line["step"] == self._max_steps:
+            if now - self._logged_at >= _SAY_EVERY_S or line["step"] == self._max_steps:
                 self._logged_at = now
                 self._log.info("%s", self._describe(line))
 
