@@ -6,6 +6,7 @@ Job scripts call `connect()` and nothing else, so the same script runs directly 
 
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ def connect(*, num_cpus: int | None = None) -> None:
 
     if ray.is_initialized():
         return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             _check_answers(address)
@@ -70,6 +72,8 @@ def connect(*, num_cpus: int | None = None) -> None:
     except (ConnectionError, TimeoutError, RuntimeError, OSError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray cluster"
         raise UnavailableError(f"{where} cannot be reached: {error}; start it, or unset RAY_ADDRESS") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints the stack of a crash
 
 
 def _check_answers(address: str) -> None:

@@ -19,7 +19,7 @@ th,td{padding:5px 10px;border-bottom:1px solid var(--line);text-align:right;vert
 th:first-child,td:first-child{text-align:left}th{font-weight:600;color:var(--soft);font-size:13px}
 .tiles{display:flex;gap:12px;flex-wrap:wrap;margin:18px 0}
 .tile{flex:1 1 140px;border:1px solid var(--line);border-radius:8px;padding:10px 14px}
-.tile b{display:block;font-size:24px;font-variant-numeric:tabular-nums}
+.tile b{display:block;font-size:22px;white-space:nowrap;font-variant-numeric:tabular-nums}
 .key{display:inline-block;width:11px;height:11px;border-radius:2px;margin:0 5px 0 14px;vertical-align:-1px}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f5f6f8;border-radius:6px;padding:8px 10px;margin:4px 0;
 font:12.5px/1.45 ui-monospace,monospace;max-height:11em;overflow:auto}

@@ -7,6 +7,7 @@ its help text. Rejected: tyro (no layered YAML files), Hydra (its own working fo
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +62,7 @@ def run_job(
     from llmray import console
 
     console.setup()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what `ray job stop` sends: end as after Ctrl-C
     try:
         job(parse(config_type, argv, prog=prog, description=description))
     except LLMRayError as error:

@@ -70,7 +70,7 @@ def _tiles(outcome: Outcome) -> str:
             ("time", summary.duration(outcome.seconds), f"{cores:,.0f} core-seconds"),
             ("rows kept", f"{rows['kept']:,}", f"of {rows['in']:,}"),
             ("requests", f"{requests:,}", f"{failed} failed"),
-            ("drift alarm", "none" if alarm is None else f"{alarm['after_unusual']}", "unusual questions until it"),
+            ("drift alarm", "none" if alarm is None else f"after {alarm['after_unusual']}", "unusual questions"),
             (
                 "in production",
                 (outcome.aligned if done else outcome.production).digest[:12],
@@ -98,9 +98,6 @@ def _timeline(outcome: Outcome) -> str:
 
 
 def _steps(outcome: Outcome) -> str:
-    spent: dict[str, float] = {}
-    for one in outcome.spend:
-        spent[one.step] = spent.get(one.step, 0.0) + one.core_seconds
     rows = [[step.step, step.status, round(step.seconds or 0.0, 1), step.key[:12]] for step in outcome.steps]
     return f"<details><summary class=soft>every step</summary>{html.table(['step', 'status', 'seconds', 'key'], rows)}</details>"
 
@@ -170,8 +167,15 @@ def _gate(title: str, promoted: bool, evidence: Mapping[str, Any], reasons: Sequ
     axes.invert_yaxis()
     axes.margins(y=0.3)
     axes.set_xlabel("improvement over the baseline, with its interval; red marks: the margin")
-    columns = ("candidate", "baseline", "improvement", "low", "high", "p_not_worse", "p_better_adjusted", "n", "mde")
-    rows = [[task, *(one[column] for column in columns)] for task, one in tasks]
+    columns = {
+        "candidate": "candidate",
+        "baseline": "baseline",
+        "improvement": "improvement",
+        "low": "low",
+        "high": "high",
+    }
+    columns |= {"p worse": "p_not_worse", "p no better": "p_better_adjusted", "n": "n", "visible from": "mde"}
+    rows = [[task, *(one[key] for key in columns.values())] for task, one in tasks]
     return head + why + _svg(figure) + html.table(["task", *columns], rows)
 
 
@@ -255,6 +259,9 @@ def _figure(height: float, *, columns: int = 1) -> tuple[Any, Any]:
 
 def _svg(figure: Any) -> str:
     """The figure as an element; without a date, so that the same figures give the same bytes."""
+    from matplotlib import rc_context
+
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "llmray"}):
+        figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
     return out.getvalue()[out.getvalue().index("<svg") :]
