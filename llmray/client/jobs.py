@@ -16,7 +16,7 @@ from llmray.errors import ConfigError, InputError, UnavailableError
 EXIT_STOPPED = 130
 EXIT_FAILED = 1
 _POLL_S = 0.5
-_AGENT_WAIT_S = 60.0
+_AGENT_WAIT_S = 30.0
 
 
 def submit(
@@ -120,7 +120,9 @@ def _start(client: Any, **job: Any) -> str:
             if "No available agent" not in str(error):
                 raise
             if time.monotonic() > deadline:
-                raise UnavailableError(f"no node takes the job: {error}") from error
+                raise UnavailableError(
+                    f"no node takes the job: {error} (two clusters on one machine need a --dashboard-agent-listen-port each)"
+                ) from error
         time.sleep(_POLL_S)
 
 
