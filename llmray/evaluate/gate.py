@@ -45,6 +45,7 @@ RULES: Mapping[str, TaskPolicy] = {
     "heldout_bytes": TaskPolicy(direction="lower", margin=0.02),
     "choice": TaskPolicy(direction="higher", margin=0.05),
     "preference": TaskPolicy(direction="higher", margin=0.05),
+    "preference_margin": TaskPolicy(direction="higher", margin=0.02),
 }
 """What counts as not worse, for the built-in tasks."""
 

@@ -132,7 +132,26 @@ class Preference:
         return _right_is_likeliest(likelihoods, 0)
 
 
-BUILT_IN: Mapping[str, type[Task]] = {task.name: task for task in (Heldout, HeldoutBytes, Choice, Preference)}
+class PreferenceMargin(Preference):
+    """How much likelier, per byte, the chosen answer is than the rejected one.
+
+    What alignment moves first: a model that was the author of the rejected answers goes on finding them likely long
+    after it has learned which way people lean, so the accuracy alone would need far more pairs to show it.
+    """
+
+    name = "preference_margin"
+    metric = "nats_per_byte"
+
+    def item(self, row: Mapping[str, Any], likelihoods: Sequence[Likelihood]) -> Item | None:  # noqa: ARG002
+        if any(answer.tokens == 0 or answer.num_bytes == 0 for answer in likelihoods):
+            return None
+        chosen, rejected = (answer.total / answer.num_bytes for answer in likelihoods)
+        return Item(chosen - rejected, 1.0)
+
+
+BUILT_IN: Mapping[str, type[Task]] = {
+    task.name: task for task in (Heldout, HeldoutBytes, Choice, Preference, PreferenceMargin)
+}
 
 
 def resolve_task(name: str) -> Task:

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 PRODUCTION = "production"
 TASKS = ("heldout_bytes", "choice")
 """Loss per byte, since a model made in the next turn has another tokenizer, and a question with four answers."""
+PREFERENCE = "preference_margin"
+"""What the aligned model must show besides."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,12 +59,12 @@ class LifecycleConfig:
     base: BaseModelSpec = field(default_factory=BaseModelSpec)
     """Size of the model that is made."""
     pretrain: TrainSpec = field(
-        default_factory=lambda: TrainSpec(objective="pretrain", max_steps=200, lr=4e-3, micro_batch=4, mix=0.3)
+        default_factory=lambda: TrainSpec(objective="pretrain", max_steps=160, lr=4e-3, micro_batch=4, mix=0.2)
     )
     """How the model that is made learns to write."""
     tune: TuneSpec = field(
         default_factory=lambda: TuneSpec(
-            space={"lr": "loguniform(5e-4, 5e-3)", "micro_batch": "choice(4, 8)"}, report_metric="heldout_loss"
+            space={"lr": "loguniform(2e-4, 2e-3)", "micro_batch": "choice(4, 8)"}, report_metric="heldout_loss"
         )
     )
     """What fine-tuning is searched for."""
@@ -70,7 +72,7 @@ class LifecycleConfig:
     """What the search may spend."""
     train: TrainSpec = field(default_factory=lambda: TrainSpec(max_steps=60, micro_batch=4))
     """Fine-tuning; what the search found takes precedence."""
-    evaluate: EvaluateConfig = field(default_factory=lambda: EvaluateConfig(tasks=TASKS))
+    evaluate: EvaluateConfig = field(default_factory=lambda: EvaluateConfig(tasks=TASKS, max_rows=300))
     """What models are compared on."""
     gate: GatePolicy = field(default_factory=lambda: policy_for(TASKS))
     """What a model must show to be promoted."""
@@ -78,9 +80,9 @@ class LifecycleConfig:
     """How models are served."""
     traffic: TrafficConfig = field(default_factory=TrafficConfig)
     """The simulated people."""
-    preference_heldout: float = 0.4
+    preference_heldout: float = 0.6
     """Share of the questions whose preferences are kept for the gate."""
-    align: AlignSpec = field(default_factory=lambda: AlignSpec(num_workers=1))
+    align: AlignSpec = field(default_factory=lambda: AlignSpec(num_workers=1, max_steps=30, lr=6e-5))
     """DPO on what people said."""
     rollout: RolloutPolicy = field(default_factory=lambda: RolloutPolicy(steps=(20.0, 50.0, 100.0), min_requests=8))
     """How the aligned model takes over."""
@@ -90,7 +92,7 @@ class LifecycleConfig:
         if self.pretrain.objective != "pretrain" or self.train.objective != "sft":
             raise ConfigError("pretrain.objective must be pretrain, and train.objective sft")
         if not 0 < self.preference_heldout < 1:
-            raise ConfigError(f"preference_heldout ({self.preference_heldout}) must lie between 0 and 1: try 0.4")
+            raise ConfigError(f"preference_heldout ({self.preference_heldout}) must lie between 0 and 1: try 0.6")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,9 +151,9 @@ def run(config: LifecycleConfig) -> Outcome:
         said = operations.said_of(this.registry, production)
         feedback = operations.named(this, preferences(said, data, config.preference_heldout), f"{name}-feedback")
         aligned = operations.named(this, align(production, feedback, config.align), name)
-        judged_on = replace(config.evaluate, tasks=(*config.evaluate.tasks, "preference"))
+        judged_on = replace(config.evaluate, tasks=(*config.evaluate.tasks, PREFERENCE))
         aligned_evaluation = evaluate(aligned, feedback, judged_on)
-        policy = replace(config.gate, tasks={**config.gate.tasks, **policy_for(["preference"]).tasks})
+        policy = replace(config.gate, tasks={**config.gate.tasks, **policy_for([PREFERENCE]).tasks})
         aligned_verdict = _gate(this, aligned, aligned_evaluation, policy, name)
         rollout = None
         if aligned_verdict.promoted:

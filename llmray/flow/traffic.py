@@ -16,9 +16,11 @@ from typing import Literal
 ANNOTATOR = "simulated:word-overlap"
 RULE = (
     "word F1 (Rajpurkar et al. 2016, section 4.1) with the documentation's own answer: of two answers the higher is "
-    "preferred; a thumb is up from 0.2; below it the documentation's answer is handed in as the correction"
+    "preferred if it is higher by 0.15; a thumb is up from 0.2; below it the documentation's answer is handed in as the "
+    "correction"
 )
 THUMB_UP_FROM = 0.2
+PREFERRED_BY = 0.15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +37,7 @@ class Judgement:
     first_f1: float
     second_f1: float
     preferred: int | None
-    """0 or 1: which of the two answers is better; None when they overlap equally."""
+    """0 or 1: which of the two answers is better; None where they overlap about equally."""
     thumb: Literal["up", "down"]
     """For the first answer."""
     correction: str | None
@@ -49,7 +51,7 @@ def judge(question: Question, first: str, second: str) -> Judgement:
     return Judgement(
         first_f1=first_f1,
         second_f1=second_f1,
-        preferred=None if first_f1 == second_f1 else int(second_f1 > first_f1),
+        preferred=int(second_f1 > first_f1) if abs(second_f1 - first_f1) >= PREFERRED_BY else None,
         thumb="up" if up else "down",
         correction=None if up else question.answer,
     )

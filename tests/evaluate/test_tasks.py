@@ -7,7 +7,17 @@ import pytest
 from random_llama import conversation
 
 from llmray.errors import ConfigError
-from llmray.evaluate.tasks import Choice, Heldout, HeldoutBytes, Item, Likelihood, Preference, Request, resolve_task
+from llmray.evaluate.tasks import (
+    Choice,
+    Heldout,
+    HeldoutBytes,
+    Item,
+    Likelihood,
+    Preference,
+    PreferenceMargin,
+    Request,
+    resolve_task,
+)
 
 ROW: dict[str, Any] = conversation("Which module?", "os", choices=["os", "base64"])
 
@@ -65,6 +75,12 @@ def test_preference_wants_the_chosen_one_likelier() -> None:
     row = {"prompt": "p", "chosen": "yes", "rejected": "no"}
     assert [request.messages[-1]["content"] for request in Preference().requests(row)] == ["yes", "no"]
     assert Preference().item(row, [Likelihood(-1.0, 1, 3, True), Likelihood(-1.0, 1, 2, True)]) == Item(1.0, 1.0)
+
+
+def test_preference_margin_is_a_difference_per_byte() -> None:
+    row = {"prompt": "p", "chosen": "yes", "rejected": "no"}
+    assert PreferenceMargin().item(row, [Likelihood(-3.0, 1, 3, True), Likelihood(-5.0, 1, 2, True)]) == Item(1.5, 1.0)
+    assert PreferenceMargin().item(row, [Likelihood(-3.0, 1, 3, True), Likelihood(-1.0, 1, 0, True)]) is None
 
 
 def test_a_users_own_task_is_found_by_module_and_attribute() -> None:

@@ -50,10 +50,10 @@ class Life:
             "train.checkpoint_every": 10,
             "evaluate.max_rows": 150,
             "gate.tasks": json.dumps(gate),
+            "gate.min_n": 20,
             "traffic.usual": 80,
             "traffic.max_tokens": 8,
             "align.max_steps": 20,
-            "align.lr": 1e-3,
             "rollout.min_requests": 4,
             "serve.port": self.port,
         }

@@ -45,7 +45,7 @@ def test_production_moved_twice_each_time_on_evidence(lived: Lived) -> None:
         assert event.evidence["decision"] == "promote"
         assert event.evidence["candidate"] == event.digest
     assert second.evidence["baseline"] == first.digest
-    assert "preference" in second.evidence["tasks"]
+    assert "preference_margin" in second.evidence["tasks"]
 
 
 def test_monitor_was_quiet_then_alarmed_and_the_alarm_is_in_the_registry(lived: Lived) -> None:

@@ -73,7 +73,7 @@ class TrafficConfig:
     """Questions about what the model was trained for; each is answered twice."""
     unusual: int = 40
     """Questions about something else, asked until the monitor raises an alarm."""
-    max_tokens: int = 32
+    max_tokens: int = 24
     """Longest answer, in tokens."""
     temperature: float = 0.8
     """Temperature of the second answer; the first is greedy."""

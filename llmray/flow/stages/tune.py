@@ -16,6 +16,9 @@ from llmray.train.spec import TrainSpec
 from llmray.tune.ledger import Budget
 from llmray.tune.spec import TuneSpec
 
+_LOOKS = 5
+"""Times that a trial reports its held-out loss, for early stopping, where the spec does not say how often."""
+
 
 @step()
 def tune(model: Artifact, data: Artifact, search: TuneSpec, spec: TrainSpec, budget: Budget) -> dict[str, Any]:
@@ -89,4 +92,10 @@ def trial_spec(spec: TrainSpec, search: TuneSpec) -> TrainSpec:
             f"trials of {workers} workers cannot have the batch of train.num_workers ({spec.num_workers}) times "
             f"train.accumulation ({spec.accumulation}): make it a multiple"
         )
-    return replace(spec, num_workers=workers, accumulation=rounds, checkpoint_every=spec.max_steps)
+    return replace(
+        spec,
+        num_workers=workers,
+        accumulation=rounds,
+        checkpoint_every=spec.max_steps,
+        eval_every=spec.eval_every or max(1, spec.max_steps // _LOOKS),
+    )
