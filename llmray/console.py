@@ -35,8 +35,10 @@ def setup(level: int = logging.INFO) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     root.propagate = False
-    for name in NOISY:  # a filter, since these libraries set the level of their loggers when they are imported
+    for name in NOISY:  # the filter, too, since some libraries set the level of their logger when they are imported
+        logging.getLogger(name).setLevel(logging.ERROR)
         logging.getLogger(name).addFilter(_only_errors)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial that fails is told in our own words
     warnings.filterwarnings("ignore", module=r"(ray|torch|deepspeed|transformers|trl|google)\b")
 
 

@@ -64,11 +64,14 @@ class LifecycleConfig:
     """How the model that is made learns to write."""
     tune: TuneSpec = field(
         default_factory=lambda: TuneSpec(
-            space={"lr": "loguniform(2e-4, 2e-3)", "micro_batch": "choice(4, 8)"}, report_metric="heldout_loss"
+            space={"lr": "loguniform(2e-4, 2e-3)", "micro_batch": "choice(4, 8)"},
+            report_metric="heldout_loss",
+            max_trial_s=80,
+            teardown_s=15,
         )
     )
     """What fine-tuning is searched for."""
-    budget: Budget = field(default_factory=lambda: Budget(core_seconds=200))
+    budget: Budget = field(default_factory=lambda: Budget(core_seconds=320))
     """What the search may spend."""
     train: TrainSpec = field(default_factory=lambda: TrainSpec(max_steps=60, micro_batch=4))
     """Fine-tuning; what the search found takes precedence."""

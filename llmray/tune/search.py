@@ -174,7 +174,7 @@ class _PaidSearcher(Searcher):
         if trial_id not in self._running:
             return
         index, reservation, started = self._running.pop(trial_id)
-        died = {"error": "the trial's process died or overran its time"}
+        died = {"error": f"the trial died, or overran its {self._spec.max_trial_s:g} s (tune.max_trial_s)"}
         outcome: dict[str, Any] = died if error else _outcome(result or {})
         stopped = not outcome
         elapsed = time.monotonic() - started + (_KILL_LAG_S if stopped else 0.0)
