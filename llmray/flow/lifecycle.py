@@ -64,13 +64,15 @@ class LifecycleConfig:
     """How the model that is made learns to write."""
     tune: TuneSpec = field(
         default_factory=lambda: TuneSpec(
-            space={"lr": "loguniform(2e-4, 2e-3)", "micro_batch": "choice(4, 8)"},
+            space={"lr": "loguniform(2e-4, 2e-3)", "micro_batch": "choice(2, 4)"},
             report_metric="heldout_loss",
             max_trial_s=80,
             teardown_s=15,
         )
     )
     """What fine-tuning is searched for."""
+    trial_steps: int = 20
+    """Optimizer steps of a trial; the run that follows makes train.max_steps with what the trials found."""
     budget: Budget = field(default_factory=lambda: Budget(core_seconds=320))
     """What the search may spend."""
     train: TrainSpec = field(default_factory=lambda: TrainSpec(max_steps=60, micro_batch=4))
@@ -94,6 +96,8 @@ class LifecycleConfig:
         check_name(self.name)
         if self.pretrain.objective != "pretrain" or self.train.objective != "sft":
             raise ConfigError("pretrain.objective must be pretrain, and train.objective sft")
+        if self.trial_steps < 1:
+            raise ConfigError(f"trial_steps ({self.trial_steps}) must be 1 or more")
         if not 0 < self.preference_heldout < 1:
             raise ConfigError(f"preference_heldout ({self.preference_heldout}) must lie between 0 and 1: try 0.6")
 
@@ -139,7 +143,8 @@ def run(config: LifecycleConfig) -> Outcome:
     with open_run("lifecycle", config={"name": name, "sources": list(config.sources), "model": config.model}) as this:
         data = operations.curate(config.sources, name=name, config=config.curate)
         base = _base(config, data)
-        tuned = operations.tune(data, model=base, budget=config.budget, search=config.tune, spec=config.train)
+        trial = replace(config.train, max_steps=config.trial_steps)
+        tuned = operations.tune(data, model=base, budget=config.budget, search=config.tune, spec=trial)
         spec = operations.train_spec(tuned.config, around=config.train)
         candidate = operations.finetune(base, data, config=spec, name=name)
         evaluation = operations.evaluate(candidate, data, config=config.evaluate)

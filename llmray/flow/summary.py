@@ -40,15 +40,17 @@ def headline(outcome: Outcome) -> str:
 
 
 def costs(outcome: Outcome) -> str:
-    """A line a step: status, seconds, core-seconds."""
+    """A line a step: how often it ran and was taken from the cache, seconds, core-seconds."""
     spent: dict[str, float] = {}
     for one in outcome.spend:
         spent[one.step] = spent.get(one.step, 0.0) + one.core_seconds
     rows: list[list[object]] = []
-    for step in outcome.steps:
-        cost = spent.pop(step.step, 0.0) if step.status == "done" else 0.0
-        rows.append([step.step, step.status, round(step.seconds or 0.0, 1), round(cost)])
-    return console.table(["step", "status", "seconds", "core-s"], rows)
+    for name in dict.fromkeys(step.step for step in outcome.steps):
+        these = [step for step in outcome.steps if step.step == name]
+        ran = [step for step in these if step.status == "done"]
+        seconds = round(sum(step.seconds or 0.0 for step in ran), 1)
+        rows.append([name, len(ran), len(these) - len(ran), seconds, round(spent.get(name, 0.0))])
+    return console.table(["step", "ran", "cached", "seconds", "core-s"], rows)
 
 
 def findings(outcome: Outcome) -> list[tuple[str, str]]:
@@ -94,12 +96,12 @@ def findings(outcome: Outcome) -> list[tuple[str, str]]:
 
 
 def verdict(promoted: bool, evidence: Mapping[str, Any], reasons: tuple[str, ...]) -> str:
-    """What the gate said, with the improvement on each task and its interval."""
+    """What the gate said, with the improvement over the baseline on each task and its interval."""
     tasks = ", ".join(
         f"{task} {one['improvement']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"
         for task, one in sorted(evidence["tasks"].items())
     )
-    return f"promoted: better by {tasks}" if promoted else f"held: {'; '.join(reasons)}"
+    return f"promoted: {tasks}" if promoted else f"held: {'; '.join(reasons)}"
 
 
 def monitor(traffic: Mapping[str, Any]) -> str:

@@ -44,6 +44,7 @@ class Life:
             "base.vocab_size": 1024,
             "pretrain.max_steps": 60,
             "tune.num_trials": 2,
+            "trial_steps": 10,
             "tune.max_trial_s": 120,
             "budget.core_seconds": 400,
             "train.max_steps": 40,
