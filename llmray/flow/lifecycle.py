@@ -150,7 +150,7 @@ def run(config: LifecycleConfig) -> Outcome:
         evaluation = operations.evaluate(candidate, data, config=config.evaluate)
         verdict = _gate(this, candidate, evaluation, config.gate, name)
         if verdict.promoted:
-            settle(this.registry, candidate, verdict, name=name, alias=PRODUCTION, actor=this.actor)
+            _point(this, candidate, verdict, name)
         production = _production(this, candidate, verdict, name)
 
         counter = _counter(this, name)
@@ -175,7 +175,7 @@ def run(config: LifecycleConfig) -> Outcome:
                 config=config.traffic,
             )
             if rollout["status"] == "done":
-                settle(this.registry, aligned, aligned_verdict, name=name, alias=PRODUCTION, actor=this.actor)
+                _point(this, aligned, aligned_verdict, name)
         return Outcome(
             run_id=this.id,
             config=config,
@@ -215,6 +215,12 @@ def _gate(this: Run, candidate: Artifact, evidence: Artifact, policy: GatePolicy
     told = "passes" if verdict.promoted else "is held: " + "; ".join(verdict.reasons)
     log.info("gate       %s %s", candidate.digest[:12], told)
     return verdict
+
+
+def _point(this: Run, candidate: Artifact, verdict: Verdict, name: str) -> None:
+    """Let production name a model that passed, unless it once did: what came after it stays."""
+    if promoted_before(this.registry, candidate, name=name, alias=PRODUCTION) is None:
+        settle(this.registry, candidate, verdict, name=name, alias=PRODUCTION, actor=this.actor)
 
 
 def _production(this: Run, candidate: Artifact, verdict: Verdict, name: str) -> Artifact:

@@ -21,9 +21,9 @@ from llmray.registry.records import ArtifactRecord, Edge
 
 class Artifacts(Part):
     def put_artifact(self, artifact: Artifact, *, name: str | None = None, run_id: str | None = None) -> ArtifactRecord:
-        """Register an artifact and its parents; under a name it becomes the next version and `name@latest`.
+        """Register an artifact and its parents; under a name it becomes the next version, and `name@latest`.
 
-        A name whose newest version is this very artifact keeps its version.
+        What has a version under that name already keeps it, as prompts do; `latest` moves to it.
 
         Raises:
             InputError: the name cannot be one, or the digest is registered as another kind.
@@ -37,7 +37,7 @@ class Artifacts(Part):
             _write_artifact(self._db, connection, artifact, run_id)
             edges = [Edge(child=artifact.digest, parent=parent, role=role) for role, parent in artifact.parents.items()]
             write_edges(self._db, connection, edges, run_id)
-            version = None if name is None else _next_version(self._db, connection, artifact, name, run_id)
+            version = None if name is None else _version_of(self._db, connection, artifact, name, run_id)
             return _record(connection, artifact.digest, name=name, version=version)
 
     def artifact(self, digest: str) -> ArtifactRecord:
@@ -96,15 +96,13 @@ def _write_artifact(database: Database, connection: Connection, artifact: Artifa
         connection.execute(update(schema.artifacts).filter_by(digest=artifact.digest).values(**place))
 
 
-def _next_version(database: Database, connection: Connection, artifact: Artifact, name: str, run_id: str | None) -> int:
+def _version_of(database: Database, connection: Connection, artifact: Artifact, name: str, run_id: str | None) -> int:
     place = {"kind": artifact.kind, "name": name}
     lock_name(database, connection, **place)
-    newest = connection.execute(
-        select(schema.versions).filter_by(**place).order_by(schema.versions.c.version.desc()).limit(1)
-    ).first()
-    version: int = newest.version if newest is not None else 0
-    if newest is None or newest.digest != artifact.digest:
-        version += 1
+    versions = select(schema.versions.c.version).filter_by(**place).order_by(schema.versions.c.version.desc()).limit(1)
+    version: int | None = connection.execute(versions.filter_by(digest=artifact.digest)).scalar()
+    if version is None:
+        version = (connection.execute(versions).scalar() or 0) + 1
         connection.execute(
             insert(schema.versions).values(
                 **place, version=version, digest=artifact.digest, run_id=run_id, created_at=database.now()

@@ -26,8 +26,9 @@ def head(lived: Lived) -> Iterator[str]:
     port, dashboard = free_port(), free_port()
     environment = {**lived.life.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
+    ports.append(f"--ray-client-server-port={free_port()}")
     started = subprocess.Popen(
-        [RAY, "start", "--head", "--block", "--num-cpus=2", "--ray-client-server-port=0", *ports],
+        [RAY, "start", "--head", "--block", "--num-cpus=2", *ports],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
