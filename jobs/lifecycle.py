@@ -1,4 +1,10 @@
-"""Go once round the whole loop: data, model, tuning, gate, service, drift, feedback, alignment, rollout."""
+"""Go once round the whole loop: data, model, tuning, gate, service, drift, feedback, alignment, rollout.
+
+python jobs/lifecycle.py
+python jobs/lifecycle.py --name mine --sources 'my/data/*.jsonl.gz' --model path/or/hub-id --train.num_workers 4
+
+Killed and called again it goes on from the last finished step; unchanged it does nothing and says so.
+"""
 
 import sys
 from collections.abc import Sequence

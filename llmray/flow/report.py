@@ -167,15 +167,21 @@ def _gate(title: str, promoted: bool, evidence: Mapping[str, Any], reasons: Sequ
     axes.invert_yaxis()
     axes.margins(y=0.3)
     axes.set_xlabel("improvement over the baseline, with its interval; red marks: the margin")
-    columns = {
-        "candidate": "candidate",
-        "baseline": "baseline",
-        "improvement": "improvement",
-        "low": "low",
-        "high": "high",
-    }
-    columns |= {"p worse": "p_not_worse", "p no better": "p_better_adjusted", "n": "n", "visible from": "mde"}
-    rows = [[task, *(one[key] for key in columns.values())] for task, one in tasks]
+    rows = [
+        [
+            task,
+            one["candidate"],
+            one["baseline"],
+            one["improvement"],
+            f"[{one['low']:+.4f}, {one['high']:+.4f}]",
+            one["p_not_worse"],
+            one["p_better_adjusted"],
+            one["n"],
+            one["mde"],
+        ]
+        for task, one in tasks
+    ]
+    columns = ("candidate", "baseline", "improvement", "interval", "p worse", "p no better", "n", "visible from")
     return head + why + _svg(figure) + html.table(["task", *columns], rows)
 
 

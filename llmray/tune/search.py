@@ -196,9 +196,8 @@ class _PaidSearcher(Searcher):
             error=failure,
         )
         self._journal.add(trial)
-        shown = (
-            trial.error or f"{self._spec.metric if trial.status == 'done' else self._spec.report_metric} {trial.metric}"
-        )
+        measured = self._spec.metric if trial.status == "done" else self._spec.report_metric
+        shown = trial.error or f"{measured} {'unknown' if trial.metric is None else f'{trial.metric:.4g}'}"
         log.info("tune: trial %d %s after %.1f s: %s; %s", index, trial.status, elapsed, shown, _left(self._ledger))
 
     def save(self, checkpoint_path: str) -> None:
