@@ -133,13 +133,14 @@ def promoted_before(registry: Registry, candidate: Artifact, *, name: str, alias
 
 
 def _baseline(registry: Registry, candidate: Artifact, *, name: str, alias: str) -> Artifact:
-    """What production was when this candidate first came to it, what it is now, or what the candidate was made from."""
-    for event in registry.alias_events(name, alias, "model"):
-        if event.digest == candidate.digest and event.evidence:
-            return resolve(registry, event.evidence["baseline"], kind="model")
-    there = registry.alias(name, alias, "model") or candidate.parents.get("base")
-    if there is None:
+    """What the alias points at; what the candidate replaced, if that is itself; or what the candidate was made from."""
+    there = registry.alias(name, alias, "model")
+    if there == candidate.digest:
+        before = promoted_before(registry, candidate, name=name, alias=alias)
+        there = None if before is None else before.evidence["baseline"]
+    baseline = there or candidate.parents.get("base")
+    if baseline is None:
         raise InputError(
             f"nothing to compare {candidate.digest[:12]} with: {name}@{alias} is not set and it has no base model"
         )
-    return resolve(registry, there, kind="model")
+    return resolve(registry, baseline, kind="model")

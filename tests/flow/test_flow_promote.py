@@ -20,7 +20,7 @@ from llmray.digest import canonical_json
 from llmray.errors import ConfigError, GateRefusedError, InputError
 from llmray.evaluate.gate import GatePolicy, TaskPolicy
 from llmray.evaluate.scores import ITEMS, SCHEMA, SUBJECT
-from llmray.flow.promote import Verdict, promote, settle, weigh
+from llmray.flow.promote import Verdict, promote, promoted_before, settle, weigh
 from llmray.flow.stages.evaluate import EvaluateConfig, evaluate
 from llmray.registry.registry import Registry
 
@@ -130,6 +130,22 @@ def test_a_better_model_takes_over_from_the_one_in_production_and_a_rollback_und
     assert sorted(SCORED) == sorted([one.digest, two.digest, base.digest])  # each model once, then from the cache
     registry.rollback("chat", "production", kind="model", actor="bob", reason="complaints")
     assert production(registry) == one.digest
+
+
+def test_what_was_replaced_comes_back_only_if_it_is_better_than_what_replaced_it(
+    registry: Registry, data: Artifact, make: Make
+) -> None:
+    base = make(None, 3.0)
+    one, two = make("chat", 2.0, base), make("chat", 1.5, base)
+    for model in (one, two):
+        ask(registry, model, evaluate(model, data, CONFIG))
+    with pytest.raises(GateRefusedError, match="worse than the baseline"):
+        ask(registry, one, evaluate(one, data, CONFIG))
+    assert production(registry) == two.digest
+    remembered = promoted_before(registry, one, name="chat", alias="production")
+    assert remembered is not None
+    assert remembered.evidence["baseline"] == base.digest
+    assert promoted_before(registry, base, name="chat", alias="production") is None
 
 
 def test_a_model_that_is_no_better_is_refused_and_the_refusal_remembered(
