@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import Lived
 from small_life import ROOT, free_port
@@ -42,7 +43,9 @@ def head(lived: Lived) -> Iterator[str]:
             break
     assert "Ray runtime started" in said, said
     yield f"http://127.0.0.1:{dashboard}"
-    started.terminate()
+    for process in psutil.Process(started.pid).children(recursive=True):  # a polite end takes half a minute
+        process.kill()
+    started.kill()
     started.stdout.close()
     started.wait()
 
