@@ -41,9 +41,7 @@ class Config:
 
 def job(config: Config) -> None:
     if config.stop:
-        from llmray import deployment
-
-        deployment.shutdown()
+        _take_away()
         print("nothing is served any more")
         return
     if config.canary:
@@ -60,7 +58,17 @@ def job(config: Config) -> None:
     )
     if cluster.is_ours():
         print("\nCtrl-C ends it", flush=True)
-        cluster.stay()
+        try:
+            cluster.stay()
+        finally:
+            _take_away()
+
+
+def _take_away() -> None:
+    """Answers that were begun are finished, and what is queued for the registry gets there."""
+    from llmray import deployment
+
+    deployment.shutdown()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

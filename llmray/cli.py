@@ -76,7 +76,9 @@ def lineage(registry: Registry, arguments: argparse.Namespace) -> Answer:
 
 def diff(registry: Registry, arguments: argparse.Namespace) -> Answer:
     """What changed from one version to another."""
-    before, after = (_artifact_or_prompt(registry, reference) for reference in (arguments.before, arguments.after))
+    before, after = (
+        _artifact_or_prompt(registry, reference, arguments.kind) for reference in (arguments.before, arguments.after)
+    )
     if isinstance(before, PromptRecord) and isinstance(after, PromptRecord):
         lines = differing_text(before, after)
         return Answer(value={"diff": lines}, text="\n".join(lines) or "the same text")
@@ -265,6 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = add("diff", diff)
     compare.add_argument("before", help="name@alias, name:version or a digest")
     compare.add_argument("after")
+    compare.add_argument("--kind", help="where several kinds share the name: model, dataset, prompt")
     compare.add_argument("--examples", type=_count, default=3, help="rows to show on each side")
     cache = commands.add_parser("cache", help="Ask about the cache of steps.").add_subparsers(
         required=True, metavar="COMMAND"
@@ -293,9 +296,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _artifact_or_prompt(registry: Registry, reference: str) -> ArtifactRecord | PromptRecord:
+def _artifact_or_prompt(registry: Registry, reference: str, kind: str | None) -> ArtifactRecord | PromptRecord:
+    if kind == "prompt":
+        return registry.prompt(reference)
     try:
-        return registry.resolve(reference)
+        return registry.resolve(reference, kind)
     except NotFoundError as missing:
         try:
             return registry.prompt(reference)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,8 +30,11 @@ def head(lived: Lived) -> Iterator[str]:
     environment = {**lived.life.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
     ports.append(f"--ray-client-server-port={free_port()}")
+    # A folder of its own: in the usual one Ray notes the cluster's address, and later clusters are mistaken for it. Its
+    # path is short, since sockets lie in it.
+    folder = tempfile.mkdtemp(prefix="ray-")
     started = subprocess.Popen(
-        [RAY, "start", "--head", "--block", "--num-cpus=2", *ports],
+        [RAY, "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}", *ports],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -48,6 +53,7 @@ def head(lived: Lived) -> Iterator[str]:
     started.kill()
     started.stdout.close()
     started.wait()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def submit(head: str, lived: Lived, script: str, *arguments: str) -> tuple[int, str]:
