@@ -95,6 +95,7 @@ def follow(submission_id: str, *, address: str | None = None, on_log: Callable[[
 
 
 def _client(address: str | None) -> Any:
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
@@ -106,6 +107,11 @@ def _client(address: str | None) -> Any:
         ) from error
     except ValueError as error:
         raise ConfigError(f"address ({address}) is no dashboard: try http://127.0.0.1:8265 ({error})") from error
+    except AuthenticationError as error:
+        raise UnavailableError(
+            f"the Ray dashboard refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or have the cluster's "
+            f"token in ~/.ray/auth_token ({error})"
+        ) from error
     except RuntimeError as error:
         raise UnavailableError(f"the Ray dashboard refuses: {error}") from error
 

@@ -24,8 +24,8 @@ TRAIN = ["--train.max_steps", "2", "--train.eval_rows", "8"]
 
 
 @pytest.fixture(scope="module")
-def head(lived: Lived) -> Iterator[str]:
-    """The dashboard of a cluster of its own."""
+def head(ray_cluster: None, lived: Lived) -> Iterator[str]:
+    """The dashboard of a cluster of its own; the shared one has made the token that both use."""
     port, dashboard = free_port(), free_port()
     environment = {**lived.life.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]

@@ -89,4 +89,4 @@ def test_every_look_around_works(
     assert [words[0] for words in calls][-1] == "rollback"
     for words in calls:
         assert cli.main(words) == 0, (words, capsys.readouterr().err)
-    assert "docs@production is docs:1" in capsys.readouterr().out
+    assert "docs@production is model docs:1" in capsys.readouterr().out
