@@ -68,7 +68,7 @@ class Life:
     def registry(self) -> Registry:
         return Registry.open(f"sqlite:///{self.home / 'registry.db'}")
 
-    def run(self, script: str, *arguments: str, timeout_s: float = 280) -> "subprocess.CompletedProcess[str]":
+    def run(self, script: str, *arguments: str, timeout_s: float = 600) -> "subprocess.CompletedProcess[str]":
         """A job, started directly."""
         return subprocess.run(
             [sys.executable, str(ROOT / script), *arguments],

@@ -17,7 +17,7 @@ from small_life import ROOT, free_port
 from llmray.client import jobs
 from llmray.client.http import Client
 
-pytestmark = [pytest.mark.ray, pytest.mark.serve, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.serve, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 TRAIN = ["--train.max_steps", "2", "--train.eval_rows", "8"]

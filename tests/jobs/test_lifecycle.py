@@ -8,7 +8,7 @@ from conftest import Lived
 
 from llmray import artifact
 
-pytestmark = [pytest.mark.ray, pytest.mark.serve, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.serve, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_a_killed_driver_is_finished_by_the_next_call_without_repeating_steps(lived: Lived) -> None:

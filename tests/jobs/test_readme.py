@@ -54,7 +54,7 @@ def test_every_job_that_is_named_takes_the_options_that_are_shown(monkeypatch: p
 @pytest.mark.ray
 @pytest.mark.serve
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_sdk_as_shown(lived: Lived, tmp_path: Path) -> None:
     sdk, step, _ = blocks("python")
     for shown, smaller in SMALLER.items():
@@ -68,7 +68,7 @@ def test_the_sdk_as_shown(lived: Lived, tmp_path: Path) -> None:
         env={**lived.life.environment, "LLMRAY_HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -80,7 +80,7 @@ def test_the_sdk_as_shown(lived: Lived, tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.serve
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_every_look_around_works(
     lived: Lived, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
