@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmray import cluster
+from llmray.errors import GateRefusedError
 from llmray.flow import operations
 from llmray.flow.stages.serve import ServeConfig
 from llmray.options import run_job
@@ -46,7 +47,9 @@ def job(config: Config) -> None:
         return
     if config.canary:
         result = operations.roll_out(config.model, policy=config.rollout, config=config.serve)
-        print(f"rollout {result.status}: {result.reason}; {result.digest[:12]} serves")
+        if result.status != "done":
+            raise GateRefusedError(f"rollout {result.status}: {result.reason}; {result.digest[:12]} serves on")
+        print(f"rollout done: {result.reason}; {result.digest[:12]} serves")
         return
     served = operations.deploy(
         config.model, name=config.name, data=config.data or None, prompt=config.prompt or None, config=config.serve

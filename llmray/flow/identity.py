@@ -38,6 +38,8 @@ MACHINERY = (
 _PACKAGE = Path(__file__).parents[1]
 _INSTALLED = ("site-packages", "dist-packages")
 _LONGEST_LITERAL = 200
+RESERVED = frozenset({"step", "version", "code"})
+"""Fields of every key, beside those of the arguments."""
 
 
 def identity_fields(

@@ -73,16 +73,16 @@ def model_folder(what: str) -> Path | None:
     if "/" not in what or what.startswith(("/", ".")) or "://" in what:
         return None
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(what))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise NotFoundError(f"model {what} is neither a folder nor to be had from the hub: {error}") from error
 
 
 def adopt_model(folder: Path) -> Artifact:
-    """Make an artifact of a Hugging Face folder, by hard links where the disk allows.
+    """Make an artifact of a Hugging Face folder.
 
     Raises:
         InputError: the folder holds no model.
@@ -94,12 +94,16 @@ def adopt_model(folder: Path) -> Artifact:
             if source.is_file() and not any(part.startswith(".") for part in source.relative_to(folder).parts):
                 target = draft.folder / source.relative_to(folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _link_or_copy(source.resolve(), target)
+                _take_in(source, target)
         return draft.seal(config={"adopted_from": digest_bytes(str(folder).encode())[:12], "name": folder.name})
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except OSError:
+def _take_in(source: Path, target: Path) -> None:
+    """A link to what never changes (the hub's cache links to files named by their content), else a copy."""
+    if source.is_symlink():
+        try:
+            target.hardlink_to(source.resolve())
+        except OSError:
+            shutil.copyfile(source, target)
+    else:
         shutil.copyfile(source, target)

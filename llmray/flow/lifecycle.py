@@ -96,6 +96,10 @@ class LifecycleConfig:
         check_name(self.name)
         if self.pretrain.objective != "pretrain" or self.train.objective != "sft":
             raise ConfigError("pretrain.objective must be pretrain, and train.objective sft")
+        if unmeasured := sorted(set(self.gate.tasks) - set(self.evaluate.tasks)):
+            raise ConfigError(f"gate.tasks names {unmeasured[0]}, which evaluate.tasks does not measure: add it there")
+        if self.train.eval_rows < 1:
+            raise ConfigError("train.eval_rows must be 1 or more: trials are ranked by the held-out loss")
         if self.trial_steps < 1:
             raise ConfigError(f"trial_steps ({self.trial_steps}) must be 1 or more")
         if not 0 < self.preference_heldout < 1:
@@ -125,6 +129,8 @@ class Outcome:
     aligned_verdict: Verdict
     rollout: Mapping[str, Any] | None
     """What the canary came to; None where the gate refused the aligned model."""
+    in_production: str
+    """Digest that the alias names at the end."""
     steps: Sequence[StepRecord]
     """What ran and what was taken from the cache, in order."""
     spend: Sequence[SpendRecord]
@@ -192,6 +198,7 @@ def run(config: LifecycleConfig) -> Outcome:
             aligned_evaluation=aligned_evaluation,
             aligned_verdict=aligned_verdict,
             rollout=rollout,
+            in_production=this.registry.alias(name, PRODUCTION, "model") or "",
             steps=this.registry.steps(this.id),
             spend=[one for one in this.registry.spend() if one.run_id == this.id],
             seconds=time.monotonic() - began,

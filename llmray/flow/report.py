@@ -64,7 +64,6 @@ def _tiles(outcome: Outcome) -> str:
     alarm = traffic["alarm"]
     failed = traffic["failed"] + (outcome.rollout or {}).get("failed", 0)
     requests = traffic["requests"] + (outcome.rollout or {}).get("requests", 0)
-    done = outcome.rollout is not None and outcome.rollout["status"] == "done"
     return html.tiles(
         [
             ("time", summary.duration(outcome.seconds), f"{cores:,.0f} core-seconds"),
@@ -73,7 +72,7 @@ def _tiles(outcome: Outcome) -> str:
             ("drift alarm", "none" if alarm is None else f"after {alarm['after_unusual']}", "unusual questions"),
             (
                 "in production",
-                (outcome.aligned if done else outcome.production).digest[:12],
+                outcome.in_production[:12],
                 f"{outcome.config.name}@{PRODUCTION}",
             ),
         ]

@@ -26,8 +26,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from llmray import artifact as artifacts
 from llmray import cluster, storage
 from llmray.artifact import Artifact
-from llmray.errors import InputError, NotFoundError
-from llmray.flow.identity import cache_key, identity_fields
+from llmray.errors import ConfigError, InputError, NotFoundError
+from llmray.flow.identity import RESERVED, cache_key, identity_fields
 from llmray.flow.run import Run, is_dead, lease_owner, open_run
 from llmray.resources import Resources
 
@@ -100,6 +100,10 @@ class Step(Generic[P, R]):
         self.version = version
         self.resources = resources
         self._signature = inspect.signature(function)
+        if taken := RESERVED & self._signature.parameters.keys():
+            raise ConfigError(
+                f"step {name}: an argument cannot be called {', '.join(sorted(taken))}: its key has those"
+            )
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:

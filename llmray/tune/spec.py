@@ -18,7 +18,7 @@ class TuneSpec:
     """A search for settings."""
 
     space: Mapping[str, Any] = field(
-        default_factory=lambda: {"lr": "loguniform(3e-4, 3e-3)", "lora_rank": "choice(8, 32)"}
+        default_factory=lambda: {"lr": "loguniform(3e-4, 3e-3)", "micro_batch": "choice(4, 8)"}
     )
     """Option to what it may be: uniform(a, b), loguniform(a, b), choice(a, b, …), or one value."""
     metric: str = "heldout_loss"

@@ -118,7 +118,7 @@ def test_trials_stopped_early_leave_no_worker_and_no_placement_group(
     assert live == []
     deadline = time.monotonic() + 10
     while ray.available_resources().get("CPU") != total and time.monotonic() < deadline:
-        ray.wait([ray.remote(num_cpus=0)(int).remote()])
+        ray.get(ray.remote(num_cpus=0)(lambda: None).remote())
     assert ray.available_resources()["CPU"] == total
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from llmray import artifact as artifacts
 from llmray.artifact import Artifact
 from llmray.client.http import Client
-from llmray.errors import ConfigError, InputError
+from llmray.errors import ConfigError, InputError, UnavailableError
 from llmray.flow.run import open_run
 from llmray.flow.step import metered, step
 from llmray.flow.traffic import Question, ordered, unusual_questions
@@ -113,6 +113,8 @@ def converse(
         with _visitors(served, counter, config.max_tokens) as visitors:
             talk = _talk(visitors, Client(served.url), model, data, config)
     replies = [*talk.first, *talk.second, *talk.unusual]
+    if all(reply.error for reply in replies):
+        raise UnavailableError(f"none of {len(replies)} questions was answered: {replies[0].error}")
     with artifacts.draft("traffic") as draft:
         _write_lines(draft.folder / "replies.jsonl", [asdict(reply) for reply in replies])
         _write_lines(draft.folder / "feedback.jsonl", talk.feedback)

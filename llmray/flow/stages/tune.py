@@ -86,6 +86,10 @@ def trial_spec(spec: TrainSpec, search: TuneSpec) -> TrainSpec:
         raise ConfigError(f"tune.space names {unknown[0]}, which is no training option: see train.* in --help")
     per_worker = spec.gpus_per_worker or spec.cpus_per_worker
     workers = max(1, int((search.gpus_per_trial if spec.gpus_per_worker else search.cpus_per_trial) / per_worker))
+    for kind, have in (("cpus", search.cpus_per_trial), ("gpus", search.gpus_per_trial)):
+        need = workers * getattr(spec, f"{kind}_per_worker")
+        if need > have:
+            raise ConfigError(f"tune.{kind}_per_trial ({have:g}) is less than a trial takes ({need:g}): raise it")
     rounds, rest = divmod(spec.num_workers * spec.accumulation, workers)
     if rest:
         raise ConfigError(
