@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmray import cluster
-from llmray.errors import GateRefusedError
+from llmray.errors import GateRefusedError, UnavailableError
 from llmray.flow import operations
 from llmray.flow.stages.serve import ServeConfig
 from llmray.options import run_job
@@ -47,6 +47,8 @@ def job(config: Config) -> None:
         return
     if config.canary:
         result = operations.roll_out(config.model, policy=config.rollout, config=config.serve)
+        if not result.judged:
+            raise UnavailableError(f"rollout without a verdict: {result.reason}; {result.digest[:12]} serves on")
         if result.status != "done":
             raise GateRefusedError(f"rollout {result.status}: {result.reason}; {result.digest[:12]} serves on")
         print(f"rollout done: {result.reason}; {result.digest[:12]} serves")
@@ -63,6 +65,8 @@ def job(config: Config) -> None:
         print("\nCtrl-C ends it", flush=True)
         try:
             cluster.stay()
+        except KeyboardInterrupt:
+            print("taking the service away: answers that were begun are finished", flush=True)
         finally:
             _take_away()
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 import yaml
 
 from llmray import console
-from llmray.errors import ConfigError
 from llmray.flow import operations
-from llmray.options import run_job
+from llmray.options import changed, run_job
 from llmray.train.spec import TrainSpec
 from llmray.tune.ledger import Budget
 from llmray.tune.spec import TuneSpec
@@ -36,12 +35,6 @@ class Config:
     train: TrainSpec = field(default_factory=TrainSpec)
     """The training run around which the search varies."""
 
-    def __post_init__(self) -> None:
-        if "lora_rank" in self.tune.space and self.train.method != "lora" and "method" not in self.tune.space:
-            raise ConfigError(
-                "tune.space varies lora_rank, which train.method full does not use: add --train.method lora"
-            )
-
 
 def job(config: Config) -> None:
     found = operations.tune(
@@ -62,7 +55,7 @@ def job(config: Config) -> None:
     spent = ", ".join(
         f"{found.spent[name]:,.0f} of {limit:,.0f} {name}" for name, limit in config.budget.limits().items()
     )
-    best = yaml.safe_dump({"train": dict(found.config)}, sort_keys=False)
+    best = yaml.safe_dump({"train": {**changed(config.train), **found.config}}, sort_keys=False)
     print(f"\nspent {spent}; the best options:\n\n{best}")
     if config.output:
         from llmray import storage

@@ -48,9 +48,9 @@ def connect(*, num_cpus: int | None = None) -> None:
 
     Raises:
         UnavailableError: `RAY_ADDRESS` names a cluster that does not answer.
-        ConfigError: `RAY_ADDRESS` names a dashboard, which takes jobs and no drivers.
+        ConfigError: `RAY_ADDRESS` names a dashboard or a Ray client server, which take no drivers.
     """
-    address = os.environ.get("RAY_ADDRESS")
+    address = None if is_ours() else os.environ["RAY_ADDRESS"]
     for name, value in {**WORKER_ENV, **({} if address else LOCAL_ENV)}.items():
         os.environ.setdefault(name, value)
     import ray
@@ -83,14 +83,19 @@ def _check_answers(address: str) -> None:
             f"RAY_ADDRESS ({address}) is a dashboard: send the job there with `ray job submit`, or set RAY_ADDRESS to "
             f"host:6379 on a node of the cluster"
         )
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"RAY_ADDRESS ({address}) is a Ray client server, which ends a job with its connection: send the job to the "
+            f"dashboard with `ray job submit`, or set RAY_ADDRESS to host:6379 on a node of the cluster"
+        )
     host, separator, port = address.rpartition(":")
     if separator and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=5).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
 def is_ours() -> bool:
     """Whether the cluster ends with this process: a local one that `connect` started."""
-    return not os.environ.get("RAY_ADDRESS")
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
 def stay() -> None:

@@ -28,7 +28,7 @@ from llmray.serve.engines import ModelArgs, checked_folder, open_engine
 from llmray.serve.ports import FeedbackRecord, OutputRecord, PromptTemplate
 from llmray.serve.replica import MONITOR, REGISTRY, GatewayReplica, ModelReplica
 from llmray.serve.rollout import RolloutPolicy
-from llmray.serve.service import Deployed, ModelSource, Service
+from llmray.serve.service import MONITOR_APP, Deployed, ModelSource, Service
 
 logger = logging.getLogger(__name__)
 
@@ -203,6 +203,13 @@ def rollout(
         step_timeout_s=step_timeout_s,
         poll_s=poll_s,
     )
+
+
+def reset_monitor(digest: str, reason: str) -> None:
+    """Have the monitor of the service watch a model as if it were new; one that it has not seen is new already."""
+    monitor = serve.get_deployment_handle(MONITOR, MONITOR_APP)
+    if digest in monitor.status.remote().result()["models"]:
+        monitor.reset.remote(digest, reason, anew=True).result()
 
 
 def status() -> dict[str, Any]:

@@ -13,6 +13,8 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import yaml
+
 from llmray.errors import ConfigError, LLMRayError, UserError
 
 Config = TypeVar("Config")
@@ -53,6 +55,13 @@ def parse(config_type: type[Config], argv: Sequence[str] | None, *, prog: str, d
     except (ArgumentError, OSError) as error:
         raise ConfigError(f"{_shortened(error)} (see {prog} --help)") from error
     return typing.cast("Config", _build(config_type, values))
+
+
+def changed(config: Any) -> dict[str, Any]:
+    """The options of a flat config that differ from its defaults."""
+    default = type(config)()
+    names = [field.name for field in dataclasses.fields(config) if field.name not in _flagless(type(config))]
+    return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(default, name)}
 
 
 def run_job(
@@ -149,33 +158,49 @@ def _tables(config_type: type) -> dict[str, type]:
 
 
 def _gather_lists(arguments: list[str], config_type: type) -> list[str]:
-    """Let a list option take several words, as in `--sources a.jsonl b.parquet`."""
-    flags = {f"--{name}" for name in _list_names(config_type)}
+    """Let a list option take several words, as in `--sources a.jsonl b.parquet`, and a switch take none."""
+    lists, switches = (
+        {f"--{name}" for name in _names(config_type, test)} for test in (_is_list, lambda hint: hint is bool)
+    )
     gathered: list[str] = []
     at = 0
     while at < len(arguments):
-        word = arguments[at]
+        flag, equals, value = arguments[at].partition("=")
         at += 1
-        gathered.append(word)
-        if word in flags:
-            words = []
-            while at < len(arguments) and not arguments[at].startswith("--"):
-                words.append(arguments[at])
-                at += 1
-            bracketed = len(words) == 1 and words[0].startswith("[")
-            gathered.append(words[0] if bracketed else json.dumps(words))
+        if flag not in lists | switches:
+            gathered.append(flag + equals + value)
+            continue
+        words = [value] if equals else []
+        while not equals and at < len(arguments) and not arguments[at].startswith("--"):
+            words.append(arguments[at])
+            at += 1
+            if flag in switches:
+                break
+        gathered.append(flag)
+        if flag in switches:
+            gathered += words or ["true"]
+        else:
+            gathered.append(words[0] if len(words) == 1 and _writes_list(words[0]) else json.dumps(words))
     return gathered
 
 
-def _list_names(config_type: type, prefix: str = "") -> list[str]:
-    nested = _nested(config_type)
-    names = [
-        prefix + name
-        for name, hint in typing.get_type_hints(config_type).items()
-        if typing.get_origin(hint) in (list, tuple)
-    ]
-    for name, inner in nested.items():
-        names += _list_names(inner, f"{prefix}{name}.")
+def _writes_list(word: str) -> bool:
+    """Whether a word is a list as YAML writes it; `[ab]*.jsonl` is none."""
+    try:
+        return word.startswith("[") and isinstance(yaml.safe_load(word), list)
+    except yaml.YAMLError:
+        return False
+
+
+def _is_list(hint: Any) -> bool:
+    return typing.get_origin(hint) in (list, tuple)
+
+
+def _names(config_type: type, test: Callable[[Any], bool], prefix: str = "") -> list[str]:
+    """Dotted names of the fields whose type passes a test."""
+    names = [prefix + name for name, hint in typing.get_type_hints(config_type).items() if test(hint)]
+    for name, inner in _nested(config_type).items():
+        names += _names(inner, test, f"{prefix}{name}.")
     return names
 
 

@@ -41,6 +41,8 @@ class Options:
     """What is asked."""
     limit: int | None = 5
     """Rows at most."""
+    quiet: bool = False
+    """Say nothing."""
     train: Inner = field(default_factory=lambda: Inner(steps=7, secret="ours"))
     """How it is learned."""
 
@@ -67,6 +69,16 @@ def test_flags_fill_nested_configs_lists_tuples_and_nulls() -> None:
         limit=None,
         train=Inner(lr=0.5, steps=7, secret=got.train.secret),
     )
+
+
+def test_lists_and_switches_as_people_write_them() -> None:
+    assert options("--tasks=a", "--quiet").tasks == ("a",)
+    assert options("--quiet").quiet
+    assert options("--quiet", "--limit", "3").quiet
+    assert not options("--quiet", "false").quiet
+    assert not options("--quiet=false").quiet
+    assert options("--tasks", "[ab]*.jsonl").tasks == ("[ab]*.jsonl",)
+    assert options("--tasks", "[a, b]").tasks == ("a", "b")
 
 
 def test_a_file_fills_them_too_and_later_flags_win(tmp_path: Path) -> None:

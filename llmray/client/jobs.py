@@ -35,7 +35,8 @@ def submit(
     Args:
         job_script: path below `working_dir`: `jobs/curate.py`.
         address: the dashboard, `http://host:8265`; by default what `RAY_API_SERVER_ADDRESS` or `RAY_ADDRESS` names.
-        submission_id: a job of this id that is there already is followed, and not started again.
+        submission_id: a job of this id that is there already is followed, and not started again; the run that it
+            records has this id too.
         working_dir: folder that travels to the cluster; None where the script is there already.
         env: environment variables of the job.
         num_cpus: reserved for the script itself; what it starts reserves its own.
@@ -50,7 +51,8 @@ def submit(
     if working_dir is not None and not (Path(working_dir) / job_script).is_file():
         raise InputError(f"{job_script} is not in {Path(working_dir).absolute()}: give a path below working_dir")
     client = _client(address)
-    runtime_env: dict[str, Any] = {"env_vars": dict(env or {})}
+    chosen = {} if submission_id is None else {"LLMRAY_RUN_ID": submission_id}
+    runtime_env: dict[str, Any] = {"env_vars": {**chosen, **(env or {})}}
     if working_dir is not None:
         runtime_env["working_dir"] = working_dir
     if submission_id is None or not _known(client, submission_id):

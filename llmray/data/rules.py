@@ -13,7 +13,7 @@ import importlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -76,18 +76,21 @@ class Failure:
 class Outliers:
     """Which rules judge a row, and where their limits lie."""
 
-    rules: tuple[str, ...] = (
-        "empty",
-        "too_short",
-        "short_answer",
-        "machine_made_docstring",
-        "symbol_ratio",
-        "duplicate_lines",
-        "top_2gram",
-        "top_3gram",
-        "top_4gram",
-        "same_preference",
-        "length_outlier",
+    rules: tuple[str, ...] = field(
+        default=(
+            "empty",
+            "too_short",
+            "short_answer",
+            "machine_made_docstring",
+            "symbol_ratio",
+            "duplicate_lines",
+            "top_2gram",
+            "top_3gram",
+            "top_4gram",
+            "same_preference",
+            "length_outlier",
+        ),
+        metadata={"code": True},
     )
     """Names of the built-in rules, and `module:attribute` for a rule of your own."""
     min_words: int = 3

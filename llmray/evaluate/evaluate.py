@@ -107,6 +107,17 @@ def evaluate(
     return sealed
 
 
+def check_rows(data_uri: str, tasks: Sequence[str]) -> None:
+    """Make sure, before anything is trained, that a snapshot has held-out rows for each task.
+
+    Raises:
+        ConfigError: an unknown task.
+        InputError: there is no row for one.
+    """
+    for task in _resolve(tasks):
+        next(_rows_for(task, data_uri, 1))
+
+
 def _resolve(tasks: Sequence[str]) -> list[Task]:
     chosen = [resolve_task(name) for name in tasks]
     if not chosen:

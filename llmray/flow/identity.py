@@ -3,14 +3,17 @@
 The cache key is the digest of a flat mapping from field to value, and the mapping is kept beside the key, so that
 `llmray cache explain` can say field by field why a step ran again. Left out are fields that a config marks with
 `metadata={"identity": False}` (worker counts, paths) and the machinery that runs steps. Code is the step's module and
-every first-party module that it imports, found in the source, also inside functions. Rejected: hashing bytecode
+every first-party module that it imports, found in the source, also inside functions. Where a field is marked
+`metadata={"code": True}`, each `module:attribute` in it counts with its code as well. Rejected: hashing bytecode
 (changes with the Python version) and hashing the whole package (a changed web page would retrain the model).
 """
 
 import ast
 import dataclasses
+import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import CodeType
@@ -61,13 +64,39 @@ def cache_key(fields: Mapping[str, str]) -> str:
     return digest_of(fields)
 
 
+def place_digest(arguments: Mapping[str, Any]) -> str:
+    """Twelve digits that differ where calls of one key differ in what the key leaves out: workers, paths."""
+    return digest_of([*_places("", arguments)])[:12]
+
+
+def _places(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Artifact):
+        yield path, value.uri
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            inner = getattr(value, field.name)
+            if not field.metadata.get("identity", True):
+                yield f"{path}.{field.name}", repr(inner)
+            yield from _places(f"{path}.{field.name}", inner)
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield from _places(f"{path}.{key}", value[key])
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _places(f"{path}.{index}", item)
+
+
 @cache
 def code_digest(function: Callable[..., Any]) -> str:
     """Digest of the sources that a function's result can depend on: its module and its first-party imports."""
     path = Path(inspect.getsourcefile(function) or "")
     if not path.is_file():  # typed at a prompt
         return digest_of(_bytecode(function.__code__))
-    root = _import_root(path, function.__module__)
+    return _sources_digest(path, function.__module__)
+
+
+def _sources_digest(path: Path, name: str) -> str:
+    root = _import_root(path, name)
     sources = {"": path}
     waiting = [path]
     while waiting:
@@ -76,6 +105,18 @@ def code_digest(function: Callable[..., Any]) -> str:
                 sources[module] = found
                 waiting.append(found)
     return digest_of({module: digest_file(source) for module, source in sources.items()})
+
+
+def _named_code(path: str, name: str) -> str:
+    """Digest of the sources behind `module:attribute`."""
+    module = name.partition(":")[0]
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{path}: {name} cannot be found: {error}") from error
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        raise ConfigError(f"{path}: {name} cannot be found: there is no module {module}")
+    return _sources_digest(Path(found.origin), module)
 
 
 def _import_root(path: Path, module: str) -> Path:
@@ -136,8 +177,16 @@ def _function(path: str, value: Callable[..., Any]) -> str:
 
 
 def _bytecode(code: CodeType) -> list[Any]:
-    constants = [_bytecode(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts]
-    return [code.co_code.hex(), code.co_names, constants]
+    return [code.co_code.hex(), code.co_names, [_constant(item) for item in code.co_consts]]
+
+
+def _constant(item: Any) -> Any:
+    if isinstance(item, CodeType):
+        return _bytecode(item)
+    # A set has no order of its own: that of its texts would be the hash seed's.
+    if isinstance(item, frozenset):
+        return ["set", *sorted(repr(one) for one in item)]
+    return [_constant(one) for one in item] if isinstance(item, tuple) else repr(item)
 
 
 def _flatten(path: str, value: Any, fields: dict[str, str]) -> None:
@@ -147,10 +196,12 @@ def _flatten(path: str, value: Any, fields: dict[str, str]) -> None:
         for field in dataclasses.fields(value):
             if field.metadata.get("identity", True):
                 _flatten(f"{path}.{field.name}", getattr(value, field.name), fields)
-    elif isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            if field.metadata.get("code"):
+                _add_code(f"{path}.{field.name}", getattr(value, field.name), fields)
+    elif isinstance(value, Mapping) and value and all(isinstance(key, str) for key in value):
         for key in sorted(value):
-            _flatten(f"{path}.{key}", value[key], fields)
-    elif isinstance(value, list | tuple) and any(dataclasses.is_dataclass(item) for item in value):
+            _flatten(f"{path}.{key if key.isidentifier() else json.dumps(key)}", value[key], fields)
+    elif isinstance(value, list | tuple) and _holds_values(value):
         for index, item in enumerate(value):
             _flatten(f"{path}.{index}", item, fields)
     elif callable(value):
@@ -161,3 +212,18 @@ def _flatten(path: str, value: Any, fields: dict[str, str]) -> None:
         except TypeError as error:
             raise ConfigError(f"argument {path} cannot be part of a cache key: {error}") from error
         fields[path] = text if len(text) <= _LONGEST_LITERAL else digest_bytes(text.encode())
+
+
+def _holds_values(value: Any) -> bool:
+    """Whether there is something in it, at any depth, that is more than JSON."""
+    if isinstance(value, Mapping):
+        return True
+    if isinstance(value, list | tuple):
+        return any(_holds_values(item) for item in value)
+    return dataclasses.is_dataclass(value) or callable(value)
+
+
+def _add_code(path: str, value: str | Sequence[str], fields: dict[str, str]) -> None:
+    for name in [value] if isinstance(value, str) else value:
+        if ":" in name:
+            fields[f"{path}({name})"] = _named_code(path, name)

@@ -3,6 +3,7 @@
 References are resolved here, once, where work is submitted; everything below sees artifacts.
 """
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,22 @@ def resolve(registry: Registry, what: str | Artifact, *, kind: str) -> Artifact:
     if found.kind != kind:
         raise InputError(f"{what} is of kind {found.kind}, and one of kind {kind} is needed")
     return found
+
+
+def name_of(registry: Registry, what: str | Artifact, digest: str) -> str | None:
+    """The name that somebody means: the one in their reference, else the only one that the artifact has.
+
+    Raises:
+        InputError: it has several.
+    """
+    if isinstance(what, str) and "/" not in what:
+        with contextlib.suppress(InputError):
+            if (written := parse_reference(what).name) is not None:
+                return written
+    names = registry.names_of(digest)
+    if len(names) > 1:
+        raise InputError(f"{digest[:12]} is called {' and '.join(names)}: say which by name@alias, or by name")
+    return names[0] if names else None
 
 
 def model_folder(what: str) -> Path | None:

@@ -16,7 +16,8 @@ from llmray import artifact as artifacts
 from llmray.align.spec import AlignSpec
 from llmray.artifact import Artifact
 from llmray.data.config import CurateConfig
-from llmray.errors import ConfigError, GateRefusedError
+from llmray.errors import ConfigError, GateRefusedError, InputError
+from llmray.evaluate.evaluate import check_rows
 from llmray.evaluate.gate import GatePolicy, policy_for
 from llmray.flow import operations
 from llmray.flow.promote import Verdict, promoted_before, settle, weigh
@@ -24,7 +25,7 @@ from llmray.flow.run import Run, open_run
 from llmray.flow.stages.align import align
 from llmray.flow.stages.evaluate import EvaluateConfig, evaluate
 from llmray.flow.stages.preferences import preferences
-from llmray.flow.stages.serve import Counter, ServeConfig, TrafficConfig, canary, converse
+from llmray.flow.stages.serve import Counter, ServeConfig, TrafficConfig, canary, converse, fresh_questions
 from llmray.reference import check_name
 from llmray.registry.records import SpendRecord, StepRecord
 from llmray.serve.rollout import RolloutPolicy
@@ -148,6 +149,7 @@ def run(config: LifecycleConfig) -> Outcome:
     name = config.name
     with open_run("lifecycle", config={"name": name, "sources": list(config.sources), "model": config.model}) as this:
         data = operations.curate(config.sources, name=name, config=config.curate)
+        _check_rows(config, data)
         base = _base(config, data)
         trial = replace(config.train, max_steps=config.trial_steps)
         tuned = operations.tune(data, model=base, budget=config.budget, search=config.tune, spec=trial)
@@ -205,6 +207,17 @@ def run(config: LifecycleConfig) -> Outcome:
         )
 
 
+def _check_rows(config: LifecycleConfig, data: Artifact) -> None:
+    """Rows for each task and for the traffic: better missed now than after an hour of training."""
+    fresh_questions(data.uri, 1, config.traffic.seed)
+    try:
+        check_rows(data.uri, config.evaluate.tasks)
+    except InputError as error:
+        raise InputError(
+            f"{error}; name the tasks that these rows have answers for, by --evaluate.tasks and --gate.tasks"
+        ) from error
+
+
 def _base(config: LifecycleConfig, data: Artifact) -> Artifact:
     name = f"{config.name}-base"
     if config.model:
@@ -213,12 +226,18 @@ def _base(config: LifecycleConfig, data: Artifact) -> Artifact:
 
 
 def _gate(this: Run, candidate: Artifact, evidence: Artifact, policy: GatePolicy, name: str) -> Verdict:
-    """The gate's verdict; a model that once passed keeps it, whatever is in production by now."""
+    """The gate's verdict; a model that once passed keeps it, unless somebody has rolled it back."""
     before = promoted_before(this.registry, candidate, name=name, alias=PRODUCTION)
+    if before is not None and candidate.digest not in this.registry.alias_stack(name, PRODUCTION, "model"):
+        log.info("gate       %s passed before, and was rolled back: it stays out", candidate.digest[:12])
+        return replace(before, promoted=False, reasons=(f"{name}@{PRODUCTION} was rolled back from it",))
     if before is not None:
         log.info("gate       %s passed before", candidate.digest[:12])
         return before
     verdict = weigh(this.registry, candidate, name=name, alias=PRODUCTION, evidence=evidence, policy=policy)
+    said = [event.payload for event in this.registry.events("gate.refused") if event.subject == candidate.digest]
+    if not verdict.promoted and verdict.evidence not in said:
+        this.registry.add_event("gate.refused", candidate.digest, verdict.evidence)
     told = "passes" if verdict.promoted else "is held: " + "; ".join(verdict.reasons)
     log.info("gate       %s %s", candidate.digest[:12], told)
     return verdict

@@ -16,7 +16,7 @@ from llmray.artifact import Artifact
 from llmray.data.config import CurateConfig
 from llmray.errors import ConfigError, InputError
 from llmray.evaluate.gate import GatePolicy
-from llmray.flow.inputs import adopt_model, model_folder, resolve, source_files
+from llmray.flow.inputs import adopt_model, model_folder, name_of, resolve, source_files
 from llmray.flow.promote import Verdict
 from llmray.flow.promote import promote as through_the_gate
 from llmray.flow.run import Run, open_run
@@ -172,8 +172,8 @@ def finetune(
     spec = config if isinstance(config, TrainSpec) else train_spec(config or {})
     with open_run("train", config={"data": str(data), "model": str(model), "name": name}) as run:
         snapshot = resolve(run.registry, data, kind="dataset")
-        made = finetune_step(as_model(model), snapshot, spec)
-        return named(run, made, name or run.registry.artifact(snapshot.digest).name)
+        name = name or name_of(run.registry, data, snapshot.digest)
+        return named(run, finetune_step(as_model(model), snapshot, spec), name)
 
 
 def train_spec(options: Mapping[str, Any], *, around: TrainSpec | None = None) -> TrainSpec:
@@ -235,14 +235,16 @@ def promote(
 
     Raises:
         GateRefusedError: the evidence does not allow it; nothing moved.
+        InputError: the model has no name, or several and none was given.
     """
     with open_run("promote", config={"model": str(model), "to": to}) as run:
+        candidate = as_model(model)
         return through_the_gate(
             run.registry,
-            as_model(model).digest,
+            candidate.digest,
             evidence=resolve(run.registry, evidence, kind="evaluation").digest,
             to=to,
-            name=name,
+            name=name or name_of(run.registry, model, candidate.digest),
             actor=run.actor,
             policy=policy,
         )

@@ -15,7 +15,7 @@ from llmray.artifact import Artifact
 from llmray.errors import GateRefusedError, InputError
 from llmray.evaluate.gate import GatePolicy, Hold, decide, policy_for
 from llmray.evaluate.scores import load_scores
-from llmray.flow.inputs import resolve
+from llmray.flow.inputs import name_of, resolve
 from llmray.flow.run import open_run
 from llmray.flow.stages.evaluate import EvaluateConfig, evaluate
 from llmray.registry.registry import Registry
@@ -44,7 +44,8 @@ def weigh(
         raise InputError(
             f"the evidence {evidence.digest[:12]} is not about model {candidate.digest[:12]}: evaluate it first"
         )
-    baseline = _baseline(registry, candidate, name=name, alias=alias)
+    replaces = _replaced(registry, candidate, name=name, alias=alias)
+    baseline = _baseline(registry, candidate, replaces, name=name, alias=alias)
     data = resolve(registry, evidence.parents["data"], kind="dataset")
     settings = EvaluateConfig(**evidence.config["evaluate"])
     against = evaluate(model=baseline, data=data, config=settings)
@@ -53,6 +54,7 @@ def weigh(
         **decision.evidence,
         "candidate": candidate.digest,
         "baseline": baseline.digest,
+        "replaces": replaces,
         "candidate_evaluation": evidence.digest,
         "baseline_evaluation": against.digest,
     }
@@ -82,10 +84,11 @@ def promote(
 
     Raises:
         GateRefusedError: the evidence does not allow it; nothing moved.
+        UnavailableError: somebody else moved the alias in the meantime: try again.
         InputError: the candidate has no name, or the evidence is about another model.
     """
     record = registry.resolve(reference, "model")
-    owner = name or record.name
+    owner = name or name_of(registry, reference, record.digest)
     if owner is None:
         raise InputError(f"{reference} has no name, so no alias can point at it: register it under one first")
     candidate = artifacts.load(record.uri)
@@ -108,6 +111,7 @@ def settle(registry: Registry, candidate: Artifact, verdict: Verdict, *, name: s
 
     Raises:
         GateRefusedError: the verdict is no.
+        UnavailableError: the alias has moved since the candidate was weighed.
     """
     if not verdict.promoted:
         registry.add_event("gate.refused", candidate.digest, dict(verdict.evidence))
@@ -116,7 +120,14 @@ def settle(registry: Registry, candidate: Artifact, verdict: Verdict, *, name: s
         log.info("%s@%s already points at %s", name, alias, candidate.digest[:12])
         return
     registry.move_alias(
-        name, alias, candidate.digest, kind="model", actor=actor, reason="passed the gate", evidence=verdict.evidence
+        name,
+        alias,
+        candidate.digest,
+        kind="model",
+        actor=actor,
+        reason="passed the gate",
+        evidence=verdict.evidence,
+        expected=verdict.evidence["replaces"],
     )
     log.info("%s@%s now points at %s", name, alias, candidate.digest[:12])
 
@@ -132,13 +143,18 @@ def promoted_before(registry: Registry, candidate: Artifact, *, name: str, alias
     return None
 
 
-def _baseline(registry: Registry, candidate: Artifact, *, name: str, alias: str) -> Artifact:
-    """What the alias points at; what the candidate replaced, if that is itself; or what the candidate was made from."""
+def _replaced(registry: Registry, candidate: Artifact, *, name: str, alias: str) -> str | None:
+    """What the alias points at, or what it pointed at before it came to the candidate; None for nothing."""
     there = registry.alias(name, alias, "model")
-    if there == candidate.digest:
-        before = promoted_before(registry, candidate, name=name, alias=alias)
-        there = None if before is None else before.evidence["baseline"]
-    baseline = there or candidate.parents.get("base")
+    if there != candidate.digest:
+        return there
+    before = promoted_before(registry, candidate, name=name, alias=alias)
+    return None if before is None else before.evidence.get("replaces")
+
+
+def _baseline(registry: Registry, candidate: Artifact, replaces: str | None, *, name: str, alias: str) -> Artifact:
+    """What the candidate would replace, or what it was made from."""
+    baseline = replaces or candidate.parents.get("base")
     if baseline is None:
         raise InputError(
             f"nothing to compare {candidate.digest[:12]} with: {name}@{alias} is not set and it has no base model"

@@ -46,13 +46,14 @@ def open_run(name: str, *, config: Mapping[str, Any] | None = None, run_id: str 
     Args:
         name: what it does, such as `curate`.
         config: its settings, kept with it.
-        run_id: a chosen id; inside a Ray job the submission id, so that submitting twice is one run.
+        run_id: a chosen id; by default `$LLMRAY_RUN_ID` for the first run of a process (`client.jobs.submit` sets it to
+            the submission id, so that submitting twice is one run), and a new one for the others.
     """
     if (outer := _current.get()) is not None:
         yield outer
         return
     with Registry.open() as registry:
-        identity = run_id or os.environ.get("LLMRAY_RUN_ID") or new_run_id()
+        identity = run_id or os.environ.pop("LLMRAY_RUN_ID", None) or new_run_id()
         actor = os.environ.get("LLMRAY_ACTOR") or os.environ.get("USER") or f"uid-{os.getuid()}"
         registry.start_run(name, config=config or {}, run_id=identity, actor=actor)
         token = _current.set(Run(id=identity, name=name, registry=registry, actor=actor))

@@ -26,8 +26,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from llmray import artifact as artifacts
 from llmray import cluster, storage
 from llmray.artifact import Artifact
-from llmray.errors import ConfigError, InputError, NotFoundError
-from llmray.flow.identity import RESERVED, cache_key, identity_fields
+from llmray.errors import ConfigError, InputError, NotFoundError, UnavailableError
+from llmray.flow.identity import RESERVED, cache_key, identity_fields, place_digest
 from llmray.flow.run import Run, is_dead, lease_owner, open_run
 from llmray.resources import Resources
 
@@ -137,7 +137,7 @@ class Step(Generic[P, R]):
     def _compute(self, run: Run, key: str, fields: Mapping[str, str], bound: inspect.BoundArguments) -> Any:
         log.info("%-10s starts", self.name)
         record = run.registry.start_step(run.id, self.name, key=key, fields=dict(fields))
-        folder = storage.local_home() / "work" / f"{self.name}-{key[:24]}"
+        folder = storage.local_home() / "work" / f"{self.name}-{key[:24]}" / place_digest(bound.arguments)
         spend = Spend()
         started = time.monotonic()
         outputs: dict[str, Any] | None = None
@@ -154,7 +154,7 @@ class Step(Generic[P, R]):
             seconds = time.monotonic() - started
             run.registry.add_spend(run.id, self.name, core_seconds=spend.core_seconds, gpu_seconds=spend.gpu_seconds)
             run.registry.finish_step(record, "failed" if outputs is None else "done", outputs=outputs, seconds=seconds)
-        storage.remove(str(folder))
+        storage.remove(str(folder.parent))
         log.info("%-10s done in %.1f s (%.0f core-seconds)", self.name, seconds, spend.core_seconds)
         return _decode(outputs)  # what a hit will return
 
@@ -243,8 +243,14 @@ def _lease(run: Run, key: str, name: str) -> Iterator[None]:
     done = threading.Event()
 
     def renew() -> None:
-        while not done.wait(LEASE_S / 3):
-            run.registry.renew_lease(key, owner, LEASE_S, datetime.now(UTC))
+        held = True
+        while held and not done.wait(LEASE_S / 3):
+            try:
+                held = run.registry.renew_lease(key, owner, LEASE_S, datetime.now(UTC))
+            except UnavailableError as error:  # a database that is away for a moment; the lease may outlive that
+                log.warning("%s: the lease on %s could not be renewed: %s", name, key[:12], error)
+        if not held:
+            log.warning("%s: lost its lease on %s: another run may be computing the same", name, key[:12])
 
     keeper = threading.Thread(target=renew, name=f"lease-{name}", daemon=True)
     keeper.start()

@@ -152,8 +152,11 @@ class MonitorReplica:
             },
         }
 
-    async def reset(self, model_digest: str, reason: str) -> None:
+    async def reset(self, model_digest: str, reason: str, *, anew: bool = False) -> None:
         """Take a model out of alarm.
+
+        Args:
+            anew: forget the scores seen so far; by default they count as usual from now on.
 
         Raises:
             NotFoundError: no such model was seen.
@@ -163,6 +166,9 @@ class MonitorReplica:
             raise NotFoundError(f"the monitor has seen no request to model {model_digest[:12]}")
         watched = self._models[model_digest]
         watched.detector.reset(reason)
+        if anew:
+            watched.detector = self._detector()
+            watched.recent.clear()
         watched.resets += 1
         log.info("monitor: %s starts over: %s", model_digest[:12], reason)
         if self._store is not None:
@@ -182,7 +188,7 @@ class MonitorReplica:
             verdict = watched.detector.update([score], [self._uniforms(digest, watched.resets, n)])
             watched.recent.append((observation["output_id"], score))
             if verdict.state == "alarm":
-                self._raise_alarm(digest, watched)
+                self._raise_alarm(digest, watched, observation)
                 return
 
     def _detector(self) -> Detector:
@@ -192,15 +198,15 @@ class MonitorReplica:
             max_scores=self._max_scores,
         )
 
-    def _raise_alarm(self, digest: str, watched: "_Watched") -> None:
+    def _raise_alarm(self, digest: str, watched: "_Watched", last: Observation) -> None:
         verdict = watched.detector.verdict()
         usual = sorted(self._reference.calibration)[int(0.95 * len(self._reference.calibration))]
         payload = {
-            "alarm_id": digest_of({"model": digest, "n": verdict.n, "resets": watched.resets, "of": self._identity})[
-                :24
-            ],
+            "alarm_id": digest_of({"model": digest, "output": last["output_id"], "of": self._identity})[:24],
             "model_digest": digest,
+            "detector": self._identity,
             "at": self._clock(),
+            "asked_at": last["at"],
             "statistic": verdict.statistic,
             "average_run_length": self._average_run_length,
             "after": verdict.n,

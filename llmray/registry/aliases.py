@@ -8,11 +8,11 @@ toggles between two versions.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, insert, select
 
-from llmray.errors import GateRefusedError, NotFoundError
+from llmray.errors import GateRefusedError, NotFoundError, UnavailableError
 from llmray.reference import check_name
 from llmray.registry import schema
 from llmray.registry.database import Database, Part, insert_new, upsert
@@ -30,10 +30,15 @@ class Aliases(Part):
         actor: str,
         reason: str,
         evidence: Mapping[str, Any] | None = None,
+        expected: str | Literal["any"] | None = "any",
     ) -> AliasEvent:
         """Let an alias name a digest from now on.
 
+        Args:
+            expected: what the alias must name until now, None for nothing: of two who decide at once, one is told.
+
         Raises:
+            UnavailableError: the alias names something else than expected.
             GateRefusedError: the alias is a model's `production` and the evidence does not say to promote.
             NotFoundError: nothing of that kind and digest is registered.
             InputError: name or alias cannot be one.
@@ -48,6 +53,11 @@ class Aliases(Part):
             )
         with self._db.write() as connection:
             _check_registered(connection, kind, name, digest)
+            lock_name(self._db, connection, kind, name)
+            if expected != "any" and (there := current(connection, kind, name, alias)) != expected:
+                raise UnavailableError(
+                    f"{name}@{alias} has moved to {there[:12] if there else 'nothing'} in the meantime: decide again"
+                )
             return write_move(
                 self._db,
                 connection,
@@ -92,6 +102,11 @@ class Aliases(Part):
             query = query.filter_by(kind=kind)
         with self._db.read() as connection:
             return [AliasRecord(**row._mapping) for row in connection.execute(query)]
+
+    def alias_stack(self, name: str, alias: str, kind: str) -> list[str]:
+        """The digests an alias can go back through, oldest first; the last one is what it names now."""
+        with self._db.read() as connection:
+            return past(_events(connection, kind, name, alias))
 
     def alias_events(self, name: str, alias: str, kind: str | None = None) -> list[AliasEvent]:
         """Every move of an alias, oldest first."""

@@ -66,6 +66,12 @@ class Artifacts(Part):
             newest = _newest_names(connection)
             return [_as_record(row, *newest.get(row.digest, (None, None))) for row in rows]
 
+    def names_of(self, digest: str) -> list[str]:
+        """The names that an artifact has a version under, sorted."""
+        query = select(schema.versions.c.name).filter_by(digest=digest).distinct().order_by(schema.versions.c.name)
+        with self._db.read() as connection:
+            return list(connection.execute(query).scalars())
+
     def resolve(self, reference: str, kind: str | None = None) -> ArtifactRecord:
         """The artifact that a reference names: `name@alias`, `name:version` or a digest.
 

@@ -66,11 +66,10 @@ class Ledger(Part):
             )
         return event_id
 
-    def add_alarm(self, payload: Mapping[str, Any]) -> None:
-        """Record a monitor's alarm about `payload["model_digest"]`, once by its `alarm_id`."""
-        known = {event.payload.get("alarm_id") for event in self.events("drift.alarm", limit=10_000)}
-        if payload["alarm_id"] not in known:
-            self.add_event("drift.alarm", payload["model_digest"], payload)
+    def add_alarm(self, payload: Mapping[str, Any]) -> str:
+        """Record a monitor's alarm about `payload["model_digest"]`, once by its `alarm_id`; returns the event's id."""
+        known = {event.payload.get("alarm_id"): event.id for event in self.events("drift.alarm", limit=10_000)}
+        return known.get(payload["alarm_id"]) or self.add_event("drift.alarm", payload["model_digest"], payload)
 
     def events(self, kind: str | None = None, since: datetime | None = None, limit: int = 100) -> list[EventRecord]:
         """The newest events, newest first."""

@@ -45,6 +45,8 @@ class RolloutResult:
     """The model that has all the traffic now."""
     steps: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
     """For each weight: what was counted."""
+    judged: bool = True
+    """False where too few requests came to say anything about the new model."""
 
 
 class Canary:
@@ -90,7 +92,11 @@ class Canary:
             {"reason": reason, "steps": self._steps},
         )
         result = RolloutResult(
-            status="rolled_back" if back else "done", reason=reason, digest=winner.digest, steps=tuple(self._steps)
+            status="rolled_back" if back else "done",
+            reason=reason,
+            digest=winner.digest,
+            steps=tuple(self._steps),
+            judged=not isinstance(verdict, RollBack) or verdict.judged,
         )
         return result, final
 
@@ -111,7 +117,7 @@ class Canary:
             if isinstance(verdict, Advance | RollBack):
                 break
             if time.monotonic() > deadline:
-                verdict = RollBack(f"after {self._step_timeout_s:g} s there were only {verdict.reason}")
+                verdict = RollBack(f"after {self._step_timeout_s:g} s there were only {verdict.reason}", judged=False)
                 break
             time.sleep(self._poll_s)
         canary = state.canary

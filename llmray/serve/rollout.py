@@ -72,6 +72,8 @@ class Hold:
 @dataclass(frozen=True, slots=True)
 class RollBack:
     reason: str
+    judged: bool = True
+    """False where nothing can be said about the new model."""
 
 
 def decide(state: RolloutState, policy: RolloutPolicy) -> Advance | Hold | RollBack:

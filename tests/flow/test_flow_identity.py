@@ -1,6 +1,7 @@
 """What is in a cache key, and what is not."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from llmray.artifact import Artifact
 from llmray.errors import ConfigError
-from llmray.flow.identity import cache_key, code_digest, identity_fields
+from llmray.flow.identity import cache_key, code_digest, identity_fields, place_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +231,51 @@ def test_a_step_that_uses_the_sdk_depends_on_what_it_names_and_not_on_all_of_it(
         from llmray.digest import digest_bytes, digest_of
 
         assert project.digest(name, f"{name}.py") == digest_of({"": digest_bytes(source)})
+
+
+def test_shapes_that_look_alike_have_keys_of_their_own() -> None:
+    shapes: list[Any] = [{}, {"a": {}}, {"a": {"b": 1}}, {"a.b": 1}, {"a": [{}]}, [[]], [], None]
+    assert len({key(value=shape) for shape in shapes}) == len(shapes)
+
+
+def test_an_artifact_in_a_list_of_lists_counts_by_its_content_alone() -> None:
+    assert key(models=[[model()]]) == key(models=[[replace(model(), uri="/there")]])
+    assert key(models=[[model("a" * 64)]]) != key(models=[[model("b" * 64)]])
+
+
+@dataclass(frozen=True)
+class Named:
+    tasks: tuple[str, ...] = field(default=(), metadata={"code": True})
+
+
+def test_code_that_a_config_names_counts_by_its_sources(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.write("own_tasks.py", "from own_words import WORDS\nTASK = WORDS\n")
+    project.write("own_words.py", "WORDS = 1\n")
+    monkeypatch.syspath_prepend(project.root)
+    named = Named(tasks=("heldout", "own_tasks:TASK"))
+    before = key(config=named)
+    project.write("own_words.py", "WORDS = 2\n")
+    assert key(config=named) != before
+    with pytest.raises(ConfigError, match="there is no module own_nothing"):
+        key(config=Named(tasks=("own_nothing:TASK",)))
+
+
+def test_constants_of_a_set_have_no_order() -> None:
+    script = "from llmray.flow.identity import _constant; print(_constant(frozenset('abcdefgh')))"
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1
+
+
+def test_other_workers_are_another_place_and_other_settings_are_not() -> None:
+    places = [Config(inner=Inner(workers=1)), Config(inner=Inner(workers=2)), Config(inner=Inner(workers=2, lr=9.0))]
+    one, other, same = (place_digest({"config": place}) for place in places)
+    assert one != other
+    assert other == same
 
 
 def test_a_function_typed_at_a_prompt_counts_by_its_code_and_constants() -> None:

@@ -17,7 +17,7 @@ import pytest
 from llmray import artifact
 from llmray.artifact import Artifact
 from llmray.digest import canonical_json
-from llmray.errors import ConfigError, GateRefusedError, InputError
+from llmray.errors import ConfigError, GateRefusedError, InputError, UnavailableError
 from llmray.evaluate.gate import GatePolicy, TaskPolicy
 from llmray.evaluate.scores import ITEMS, SCHEMA, SUBJECT
 from llmray.flow.promote import Verdict, promote, promoted_before, settle, weigh
@@ -229,10 +229,40 @@ def test_a_verdict_is_carried_out_to_the_letter(registry: Registry, make: Make) 
     no = Verdict(promoted=False, reasons=("too slow", "too dear"), evidence={"decision": "hold"})
     with pytest.raises(GateRefusedError, match="stays where it is: too slow; too dear"):
         settle(registry, chat, no, name="chat", alias="production", actor="ada")
-    forged = Verdict(promoted=True, reasons=(), evidence={"decision": "hold"})
+    forged = Verdict(promoted=True, reasons=(), evidence={"decision": "hold", "replaces": None})
     with pytest.raises(GateRefusedError, match="the evidence says 'hold'"):
         settle(registry, chat, forged, name="chat", alias="production", actor="ada")
     assert production(registry) is None
+
+
+def test_of_two_who_weigh_against_the_same_model_one_is_told_to_weigh_again(
+    registry: Registry, data: Artifact, make: Make
+) -> None:
+    base = make(None, 3.0)
+    first, second = make("chat", 2.0, base), make("chat", 1.0, base)
+    verdicts = [
+        weigh(registry, one, name="chat", alias="production", evidence=evaluate(one, data, CONFIG), policy=POLICY)
+        for one in (first, second)
+    ]
+    settle(registry, first, verdicts[0], name="chat", alias="production", actor="ada")
+    with pytest.raises(UnavailableError, match="chat@production has moved to"):
+        settle(registry, second, verdicts[1], name="chat", alias="production", actor="bob")
+    assert production(registry) == first.digest
+    ask(registry, second, evaluate(second, data, CONFIG))
+    assert production(registry) == second.digest
+
+
+def test_the_alias_that_moves_is_that_of_the_name_in_the_reference(
+    registry: Registry, data: Artifact, make: Make
+) -> None:
+    model = make("chat", 2.0, make(None, 3.0))
+    registry.put_artifact(model, name="other")
+    proof = evaluate(model, data, CONFIG).digest
+    with pytest.raises(InputError, match="is called chat and other"):
+        promote(registry, model.digest, evidence=proof, actor="ada", policy=POLICY)
+    promote(registry, "chat@latest", evidence=proof, actor="ada", policy=POLICY)
+    assert production(registry) == model.digest
+    assert registry.alias("other", "production", "model") is None
 
 
 def test_settings_of_an_evaluation_are_checked() -> None:
@@ -240,6 +270,10 @@ def test_settings_of_an_evaluation_are_checked() -> None:
         EvaluateConfig(tasks=())
     with pytest.raises(ConfigError, match=r"evaluate\.num_workers \(0\)"):
         EvaluateConfig(num_workers=0)
+    with pytest.raises(ConfigError, match=r"evaluate\.max_rows \(0\)"):
+        EvaluateConfig(max_rows=0)
+    with pytest.raises(ConfigError, match=r"evaluate\.gpus_per_worker \(-1\)"):
+        EvaluateConfig(gpus_per_worker=-1)
     assert EvaluateConfig(**{**asdict(CONFIG), "tasks": list(CONFIG.tasks)}) == CONFIG
 
 

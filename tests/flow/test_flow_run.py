@@ -53,10 +53,11 @@ def test_a_run_inside_a_run_is_that_run() -> None:
 
 
 def test_the_submission_names_the_run_and_submitting_again_goes_on_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMRAY_RUN_ID", "submitted-1")
     monkeypatch.setenv("LLMRAY_ACTOR", "ada")
+    monkeypatch.setenv("LLMRAY_RUN_ID", "submitted-1")
     with pytest.raises(ValueError, match="first time"), open_run("job"):
         raise ValueError("first time")
+    monkeypatch.setenv("LLMRAY_RUN_ID", "submitted-1")
     with open_run("job") as run:
         assert (run.id, run.actor) == ("submitted-1", "ada")
     with open_run("job", run_id="chosen") as run:
@@ -66,8 +67,19 @@ def test_the_submission_names_the_run_and_submitting_again_goes_on_with_it(monke
             "submitted-1": ("done", None, "ada"),
             "chosen": ("done", None, "ada"),
         }
+    monkeypatch.setenv("LLMRAY_RUN_ID", "submitted-1")
     with pytest.raises(InputError, match="choose another run id"), open_run("another job"):
         pass
+
+
+def test_what_a_submission_does_besides_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMRAY_RUN_ID", "submitted-2")
+    with open_run("evaluate") as first:
+        pass
+    with open_run("promote") as second:
+        pass
+    assert first.id == "submitted-2"
+    assert second.id != first.id
 
 
 def test_run_ids_sort_by_time_and_differ() -> None:

@@ -115,6 +115,22 @@ def test_state_of_another_reference_is_not_taken_up(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_after_a_reset_anew_the_same_drift_is_found_again_as_an_alarm_of_its_own() -> None:
+    sink = Sink()
+
+    async def story() -> None:
+        monitor = replica(sink)
+        await monitor.observe(seen(SHAKESPEARE))
+        await monitor.reset("m1", "other people come in", anew=True)
+        assert (await monitor.status())["models"]["m1"]["n"] == 0
+        await monitor.observe([{**one, "output_id": f"{one['output_id']}-again"} for one in seen(SHAKESPEARE)])
+
+    asyncio.run(story())
+    first, second = sink.alarms
+    assert first["after"] == second["after"]
+    assert first["alarm_id"] != second["alarm_id"]
+
+
 def test_reset_needs_a_known_model_and_a_reason() -> None:
     async def story() -> None:
         monitor = replica(None)

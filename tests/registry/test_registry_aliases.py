@@ -1,5 +1,6 @@
 """Aliases: the gate, the log, and the algebra of rollback."""
 
+import functools
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from registry_values import artifact, fresh
 
-from llmray.errors import GateRefusedError, InputError, NotFoundError
+from llmray.errors import GateRefusedError, InputError, NotFoundError, UnavailableError
 from llmray.registry.registry import Registry
 
 A, B, C = (artifact(name, kind="model") for name in "abc")
@@ -38,6 +39,15 @@ def test_production_moves_only_with_evidence(models: Registry) -> None:
 def test_other_aliases_need_none(models: Registry) -> None:
     _move(models, "candidate", A.digest)
     assert models.alias("chat", "candidate", "model") == A.digest
+
+
+def test_a_move_from_what_is_no_longer_there_is_refused(models: Registry) -> None:
+    move = functools.partial(models.move_alias, "chat", "canary", kind="model", actor="ada", reason="won")
+    move(A.digest, expected=None)
+    with pytest.raises(UnavailableError, match=f"chat@canary has moved to {A.digest[:12]}"):
+        move(B.digest, expected=None)
+    move(B.digest, expected=A.digest)
+    assert models.alias_stack("chat", "canary", "model") == [A.digest, B.digest]
 
 
 def test_rollback_goes_back_and_back_and_not_forth(models: Registry) -> None:

@@ -11,7 +11,7 @@ from llmray.flow.step import metered, step
 class EvaluateConfig:
     """What a model is scored on."""
 
-    tasks: tuple[str, ...] = ("heldout", "choice")
+    tasks: tuple[str, ...] = field(default=("heldout", "choice"), metadata={"code": True})
     """Built-in tasks, or your own as module:attribute."""
     max_rows: int | None = 400
     """Rows of each task, chosen by digest; null takes all."""
@@ -19,12 +19,19 @@ class EvaluateConfig:
     """Tokens of a row that are scored."""
     num_workers: int = field(default=2, metadata={"identity": False})
     """Processes that score; the result does not depend on it."""
+    cpus_per_worker: float = field(default=1.0, metadata={"identity": False})
+    """Cores of each; it computes on one thread a core."""
+    gpus_per_worker: float = 0.0
+    """GPUs of each; above zero it computes there in bfloat16."""
 
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ConfigError("evaluate.tasks is empty: name at least one, such as heldout")
-        if self.num_workers < 1:
-            raise ConfigError(f"evaluate.num_workers ({self.num_workers}) must be 1 or more")
+        for name, least in (("num_workers", 1), ("max_length", 2), ("cpus_per_worker", 0), ("gpus_per_worker", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"evaluate.{name} ({getattr(self, name)}) must be {least} or more")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ConfigError(f"evaluate.max_rows ({self.max_rows}) must be 1 or more, or null for all")
         object.__setattr__(self, "tasks", tuple(self.tasks))
 
 
@@ -35,7 +42,7 @@ def evaluate(model: Artifact, data: Artifact, config: EvaluateConfig) -> Artifac
     from llmray.evaluate.evaluate import evaluate as score
 
     connect()
-    with metered(cores=config.num_workers):
+    with metered(cores=config.num_workers * config.cpus_per_worker, gpus=config.num_workers * config.gpus_per_worker):
         return score(
             model.uri,
             data.uri,
@@ -43,6 +50,8 @@ def evaluate(model: Artifact, data: Artifact, config: EvaluateConfig) -> Artifac
             max_rows=config.max_rows,
             max_length=config.max_length,
             num_workers=config.num_workers,
+            cpus_per_worker=config.cpus_per_worker,
+            gpus_per_worker=config.gpus_per_worker,
             parents={"model": model.digest, "data": data.digest},
             config={"evaluate": asdict(config)},
         )

@@ -36,7 +36,7 @@ class ServeConfig:
 
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     """How bitsandbytes stores the weights: 4 bits, 8 bits, or as they are."""
-    engine: str = "hf"
+    engine: str = field(default="hf", metadata={"code": True})
     """hf, echo, or your own as module:attribute."""
     num_cpus: float = field(default=0.5, metadata=_PLACE)
     """Cores reserved for each model."""
@@ -108,8 +108,11 @@ def converse(
         An artifact of kind `traffic`: `replies.jsonl`, `feedback.jsonl`, `monitor.json`; its report says how many
         requests failed, whether the monitor was quiet on the usual traffic, and when it raised its alarm.
     """
+    from llmray import deployment
+
     with metered(cores=serving.num_cpus + _BESIDE):
         served = put_into_service(model, data, name=counter.name, serving=serving)
+        deployment.reset_monitor(model.digest, "other people come in")
         with _visitors(served, counter, config.max_tokens) as visitors:
             talk = _talk(visitors, Client(served.url), model, data, config)
     replies = [*talk.first, *talk.second, *talk.unusual]
@@ -152,6 +155,9 @@ def canary(
 
     Returns:
         `status` (done, rolled_back), `reason`, `steps` (what was counted at each weight), `requests`, `failed`, `errors`.
+
+    Raises:
+        UnavailableError: too few requests came to judge by, which says nothing about the candidate.
     """
     from llmray import deployment
 
@@ -160,6 +166,8 @@ def canary(
         served = put_into_service(stable, data, name=counter.name, serving=serving)
         with _visitors(served, counter, config.max_tokens) as visitors, Crowd(visitors, questions) as crowd:
             result = deployment.rollout(candidate.uri, candidate.digest, policy=policy, **serving.engine_options())
+    if not result.judged:
+        raise UnavailableError(f"the rollout went back without a verdict: {result.reason}; try again")
     counted = _counted(crowd.replies)
     log.info("rollout: %s, %d requests, %d failed", result.status, counted["requests"], counted["failed"])
     return {

@@ -84,6 +84,8 @@ def trial_spec(spec: TrainSpec, search: TuneSpec) -> TrainSpec:
     known = {field.name for field in fields(TrainSpec) if field.metadata.get("flag", True)}
     if unknown := sorted(set(search.space) - known):
         raise ConfigError(f"tune.space names {unknown[0]}, which is no training option: see train.* in --help")
+    if "lora_rank" in search.space and spec.method != "lora" and "method" not in search.space:
+        raise ConfigError("tune.space varies lora_rank, which train.method full does not use: add --train.method lora")
     per_worker = spec.gpus_per_worker or spec.cpus_per_worker
     workers = max(1, int((search.gpus_per_trial if spec.gpus_per_worker else search.cpus_per_trial) / per_worker))
     for kind, have in (("cpus", search.cpus_per_trial), ("gpus", search.gpus_per_trial)):
