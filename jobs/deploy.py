@@ -1,7 +1,7 @@
 """Serve a model behind OpenAI's API, with its prompts, lineage, feedback and monitor.
 
 python jobs/deploy.py --model docs@production                          # stays up until Ctrl-C on a cluster of its own
-python jobs/deploy.py --model docs@latest --rollout.steps 5 25 100 --canary true   # beside what serves now
+python jobs/deploy.py --model docs@latest --rollout.steps 5 25 100 --canary        # beside what serves now
 
 On a cluster that was there already (RAY_ADDRESS, ray job submit) the service stays when the job ends.
 """

@@ -36,6 +36,9 @@ class Artifact:
     report: Mapping[str, Any] = field(default_factory=dict)
     """Figures about it: row counts, losses, scores."""
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.digest[:12]}"
+
     def local(self) -> Path:
         """A local folder with the files: a download where the artifact lies in an object store."""
         return storage.local_copy(self.uri)

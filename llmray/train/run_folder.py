@@ -79,7 +79,10 @@ def following(
     describe: Callable[[Line], str],
     max_steps: int,
 ) -> Iterator[None]:
-    """Log progress and call `on_report` for each new line of metrics, from a thread, until the block ends."""
+    """Log progress and call `on_report` for each step once, from a thread, until the block ends.
+
+    Steps that an earlier call took come first, so whoever listens has the whole curve.
+    """
     follower = _Follower(path, on_report, log, describe, max_steps)
     over = threading.Event()
 

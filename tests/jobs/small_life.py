@@ -81,7 +81,7 @@ class Life:
         )
 
     def run_and_kill(self, script: str, arguments: Sequence[str], *, at: str) -> str:
-        """A job that is killed, with all that it started, as soon as it says `at`; returns what it had said."""
+        """A job whose driver is killed as soon as it says `at`; returns what it had said. Its cluster ends with it."""
         job = subprocess.Popen(
             [sys.executable, str(ROOT / script), *arguments],
             env=self.environment,

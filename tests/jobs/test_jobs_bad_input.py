@@ -1,12 +1,16 @@
 """What goes wrong is said in one line with its exit code, and leaves nothing half-written."""
 
+import importlib.util
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from small_life import ROOT
@@ -23,6 +27,26 @@ def run(home: Path, script: str, *arguments: str, **environment: str) -> "subpro
         timeout=120,
         check=False,
     )
+
+
+def job(script: str) -> ModuleType:
+    """A job's module, loaded from its file."""
+    spec = importlib.util.spec_from_file_location(f"bad_input_{Path(script).stem}", ROOT / script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def quietly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The process keeps its own logging and its own SIGTERM after a job ran in it."""
+    monkeypatch.setattr("llmray.console.setup", lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -53,23 +77,30 @@ def address(ray_cluster: None) -> str:
     ],
 )
 def test_what_a_user_must_mend_exits_2_in_one_line(
-    tmp_path: Path, script: str, arguments: list[str], told: str
+    llmray_home: Path,
+    quietly: None,
+    capsys: pytest.CaptureFixture[str],
+    script: str,
+    arguments: list[str],
+    told: str,
 ) -> None:
-    ended = run(tmp_path / "home", script, *arguments)
-    assert ended.returncode == 2, ended.stderr
-    last = ended.stderr.strip().splitlines()[-1]
+    assert job(script).main(arguments) == 2
+    said = capsys.readouterr().err
+    last = said.strip().splitlines()[-1]
     assert last.startswith(f"{script}: ")
     assert told in last
-    assert "Traceback" not in ended.stderr
-    assert not list((tmp_path / "home").glob("artifacts/*/*/manifest.json"))
+    assert "Traceback" not in said
+    assert not list(llmray_home.glob("artifacts/*/*/manifest.json"))
 
 
-def test_help_reads_well(tmp_path: Path) -> None:
-    for script in sorted((ROOT / "jobs").glob("*.py")):
-        ended = run(tmp_path / "home", f"jobs/{script.name}", "--help")
-        assert ended.returncode == 0
-        assert f"python jobs/{script.name}" in ended.stdout
-        assert "Config(" not in ended.stdout
+@pytest.mark.parametrize("script", sorted(f"jobs/{path.name}" for path in (ROOT / "jobs").glob("*.py")))
+def test_help_reads_well(script: str, quietly: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        job(script).main(["--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert f"python {script}" in said
+    assert "Config(" not in said
 
 
 def test_disk_that_cannot_be_written_exits_75(tmp_path: Path) -> None:
@@ -85,6 +116,24 @@ def test_folder_without_rows_exits_2_and_publishes_nothing(tmp_path: Path, addre
     assert ended.returncode == 2, ended.stderr
     assert "hold no rows" in ended.stderr
     assert not list((tmp_path / "home").glob("artifacts/*/*/manifest.json"))
+
+
+@pytest.mark.ray
+def test_rows_that_cannot_answer_a_task_end_the_lifecycle_before_anything_is_trained(
+    tmp_path: Path, address: str
+) -> None:
+    rows = [
+        json.dumps({"question": f"What does tool number {n} do?", "answer": f"It turns {n} bolts into {n + 1} nuts."})
+        for n in range(200)
+    ]
+    (tmp_path / "raw.jsonl").write_text("\n".join(rows))
+    ended = run(
+        tmp_path / "home", "jobs/lifecycle.py", "--sources=raw.jsonl", "--curate.dedup.near=false", RAY_ADDRESS=address
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "no held-out row for the task choice" in ended.stderr
+    assert "by --evaluate.tasks and --gate.tasks" in ended.stderr
+    assert not list((tmp_path / "home").glob("artifacts/model/*/manifest.json"))
 
 
 @pytest.mark.ray

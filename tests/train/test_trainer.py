@@ -142,11 +142,11 @@ def test_lora_stops_at_its_deadline_goes_on_when_called_again_and_is_merged(
     assert changed == {name for name in before if "proj" in name}
 
 
-def test_what_the_user_must_mend_comes_back_as_it_was_raised(
-    ray_cluster: None, spec: TrainSpec, root: Path, tmp_path: Path
-) -> None:
+def test_texts_longer_than_the_model_can_place_are_refused(spec: TrainSpec) -> None:
+    from llmray.train.engine import load_model, load_tokenizer
+
     with pytest.raises(InputError, match=r"train\.max_length \(4096\) exceeds the model's 128 positions"):
-        train(replace(spec, max_length=4096, num_workers=1), run_dir=str(tmp_path), root_uri=str(root))
+        load_model(replace(spec, max_length=4096), load_tokenizer(spec.model))
 
 
 KILLED = """
