@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from llmray import console
 from llmray.errors import ConfigError, InputError, LLMRayError, NotFoundError
+from llmray.flow.run import mark_lost
 from llmray.reference import parse_reference
 from llmray.registry.differences import differing_fields, differing_rows, differing_text, why_again
 from llmray.registry.pedigree import name_of, pedigree
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def runs(registry: Registry, arguments: argparse.Namespace) -> Answer:
     """The newest runs, or the steps of one."""
+    mark_lost(registry)
     if arguments.run is not None:
         run, steps = registry.run(arguments.run), registry.steps(arguments.run)
         lines = [[step.step, step.status, _seconds(step.seconds), step.key[:12]] for step in steps]

@@ -55,7 +55,8 @@ def open_run(name: str, *, config: Mapping[str, Any] | None = None, run_id: str 
     with Registry.open() as registry:
         identity = run_id or os.environ.pop("LLMRAY_RUN_ID", None) or new_run_id()
         actor = os.environ.get("LLMRAY_ACTOR") or os.environ.get("USER") or f"uid-{os.getuid()}"
-        registry.start_run(name, config=config or {}, run_id=identity, actor=actor)
+        mark_lost(registry)
+        registry.start_run(name, config=config or {}, run_id=identity, actor=actor, owner=lease_owner())
         token = _current.set(Run(id=identity, name=name, registry=registry, actor=actor))
         status: Literal["done", "failed", "refused", "stopped"] = "failed"
         problem: str | None = None
@@ -79,6 +80,13 @@ def open_run(name: str, *, config: Mapping[str, Any] | None = None, run_id: str 
 def new_run_id() -> str:
     """A readable id that sorts by time: `20260131-154500-3f9a`."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def mark_lost(registry: Registry) -> None:
+    """Say of each run whose process on this machine has ended without a word that it is lost."""
+    for run in registry.running():
+        if run.owner is not None and is_dead(run.owner):
+            registry.lose_run(run.run_id, run.owner)
 
 
 def lease_owner() -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-RunStatus = Literal["running", "done", "failed", "refused", "stopped"]
+RunStatus = Literal["running", "done", "failed", "refused", "stopped", "lost"]
 StepStatus = Literal["running", "done", "failed", "cached"]
 FeedbackKind = Literal["thumb", "rating", "correction", "preference"]
 Role = Literal["owner", "editor", "viewer"]
@@ -21,6 +21,8 @@ class RunRecord:
     name: str
     project: str
     actor: str | None
+    owner: str | None
+    """The process that runs it."""
     status: RunStatus
     config: Mapping[str, Any]
     started_at: datetime

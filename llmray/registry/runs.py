@@ -20,8 +20,12 @@ class Runs(Part):
         run_id: str | None = None,
         project: str = "default",
         actor: str | None = None,
+        owner: str | None = None,
     ) -> RunRecord:
         """Begin a run, or go on with the one of that id.
+
+        Args:
+            owner: names the process that runs it, so that others can see whether it still lives.
 
         Raises:
             NotFoundError: there is no such project.
@@ -39,6 +43,7 @@ class Runs(Part):
                         name=name,
                         project=project,
                         actor=actor,
+                        owner=owner,
                         status="running",
                         config=config,
                         started_at=self._db.now(),
@@ -52,7 +57,7 @@ class Runs(Part):
                 connection.execute(
                     update(schema.runs)
                     .filter_by(id=run_id)
-                    .values(status="running", config=config, finished_at=None, error=None)
+                    .values(status="running", config=config, owner=owner, finished_at=None, error=None)
                 )
             return _run(connection, run_id)
 
@@ -68,6 +73,20 @@ class Runs(Part):
             values = {"status": status, "error": error, "finished_at": self._db.now()}
             if not affected(connection, update(schema.runs).filter_by(id=run_id).values(**values)):
                 raise NotFoundError(f"there is no run {run_id}: see llmray runs")
+
+    def running(self) -> list[RunRecord]:
+        """The runs that have begun and not ended, as far as anybody has said."""
+        with self._db.read() as connection:
+            return [_run_record(row) for row in connection.execute(select(schema.runs).filter_by(status="running"))]
+
+    def lose_run(self, run_id: str, owner: str) -> None:
+        """Record that the process of a run ended without a word; nothing happens if another goes on with it by now."""
+        values = {"status": "lost", "error": "its process ended without a word", "finished_at": self._db.now()}
+        gone = update(schema.runs).filter_by(id=run_id, owner=owner, status="running").values(**values)
+        steps = update(schema.step_runs).filter_by(run_id=run_id, status="running").values(status="failed")
+        with self._db.write() as connection:
+            if affected(connection, gone):
+                affected(connection, steps)
 
     def run(self, run_id: str) -> RunRecord:
         """Raises NotFoundError where there is no such run."""

@@ -65,6 +65,7 @@ runs = Table(
     Column("name", FreeText, nullable=False),
     Column("project", FreeText, ForeignKey("projects.name"), nullable=False),
     Column("actor", FreeText),
+    Column("owner", FreeText),
     Column("status", FreeText, nullable=False),
     Column("config", JSON, nullable=False),
     Column("started_at", UtcTime, nullable=False),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,18 @@ def test_what_a_submission_does_besides_is_a_run_of_its_own(monkeypatch: pytest.
         pass
     assert first.id == "submitted-2"
     assert second.id != first.id
+
+
+def test_a_run_whose_process_was_killed_is_lost_and_one_that_lives_is_not(llmray_home: Path) -> None:
+    script = "import os, signal; from llmray.flow.run import open_run\nwith open_run('job', run_id='killed'): os.kill(os.getpid(), signal.SIGKILL)"
+    ended = subprocess.run([sys.executable, "-c", script], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    with Registry.open() as registry:
+        registry.start_step("killed", "curate", key="k", fields={})
+        assert registry.run("killed").status == "running"
+        with open_run("next", run_id="alive"):
+            assert {run.run_id: run.status for run in registry.runs()} == {"killed": "lost", "alive": "running"}
+        assert [step.status for step in registry.steps("killed")] == ["failed"]
 
 
 def test_run_ids_sort_by_time_and_differ() -> None:

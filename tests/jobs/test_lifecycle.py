@@ -17,6 +17,7 @@ def test_a_killed_driver_is_finished_by_the_next_call_without_repeating_steps(li
     with lived.life.registry() as registry:
         runs = [run for run in registry.runs() if run.name == "lifecycle"]
         steps = [step for run in runs for step in registry.steps(run.run_id)]
+    assert [run.status for run in runs][-2:] == ["done", "lost"]
     done = Counter((step.step, step.key) for step in steps if step.status == "done")
     assert set(done.values()) == {1}
     names = {name for name, _ in done}
