@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmray import storage
 from llmray.errors import InputError
-from llmray.train.spec import ModelRun, TrainSpec
+from llmray.train.model_run import ModelRun
+from llmray.train.spec import TrainSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmray.errors import LLMRayError
-from llmray.train.spec import ModelRun
+from llmray.train.model_run import ModelRun
 
 if TYPE_CHECKING:
     from llmray.train.engine import Place

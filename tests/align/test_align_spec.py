@@ -22,14 +22,14 @@ SPEC = AlignSpec(model="m", data="d")
         ({"sft_weight": -0.5}, r"align\.sft_weight \(-0\.5\) must be zero or more"),
         ({"gpus_per_worker": -1.0}, r"align\.gpus_per_worker"),
         ({"clip_norm": -1.0}, r"align\.clip_norm"),
-        ({"method": "qlora"}, r"align\.method \(qlora\) must be full or lora"),
-        ({"dtype": "float16"}, r"align\.dtype \(float16\) must be float32 or bfloat16"),
+        ({"method": "qlora"}, r"align\.method \('qlora'\) must be one of full, lora"),
+        ({"dtype": "float16"}, r"align\.dtype \('float16'\) must be one of float32, bfloat16"),
         ({"zero": 4}, r"align\.zero \(4\) must be 0, 1, 2 or 3"),
         ({"zero": 3, "method": "lora", "dtype": "bfloat16"}, "use align.zero 2, or align.dtype float32"),
-        ({"lr": 1.0}, r"align\.lr \(1\.0\) must lie between 0 and 1: try 4e-5"),
+        ({"lr": 1.0}, r"align\.lr \(1\.0\) must lie between 0 and 1: try"),
         ({"lr": 0.0}, r"align\.lr"),
         ({"lr": float("nan")}, r"align\.lr"),
-        ({"warmup_fraction": 1.0}, "at least 0 and below 1: try 0.1"),
+        ({"warmup_fraction": 1.0}, "at least 0 and below 1: try"),
     ],
 )
 def test_an_impossible_option_is_refused(options: dict[str, object], message: str) -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,7 @@ def test_killed_and_called_again_it_goes_on_from_its_checkpoint_to_the_same_loss
 ) -> None:
     import ray
 
-    settings = json.dumps({name: getattr(spec, name) for name in spec.__slots__})
+    settings = json.dumps(asdict(spec))
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, settings, str(tmp_path), str(root)],
         env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},

@@ -1,0 +1,137 @@
+"""What any run that trains a model is told: which model, on how many workers, in how many steps.
+
+`TrainSpec` and `AlignSpec` add what is learned from. A spec's fields are its identity, but for those marked as its place.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from llmray.digest import digest_of
+from llmray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Method = Literal["full", "lora"]
+Dtype = Literal["float32", "bfloat16"]
+
+PLACE = {"identity": False}
+"""Where and how it runs: changes no weight beyond rounding, so it is in no cache key."""
+GIVEN = {"identity": False, "flag": False}
+"""Handed over as artifacts, which have keys and flags of their own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRun:
+    """What the engine and the workers need of a spec, whatever it trains for."""
+
+    option: ClassVar[str]
+    """How the user calls the spec: `train`, `align`."""
+
+    model: str = field(default="", metadata=GIVEN)
+    """Hugging Face folder or URI of the model to start from."""
+    data: str = field(default="", metadata=GIVEN)
+    """URI of the dataset snapshot."""
+    method: Method = "full"
+    """full: all weights; lora: low-rank adapters, merged into the weights at the end."""
+    zero: int = field(default=2, metadata=PLACE)
+    """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer state, 2 and gradients, 3 and weights."""
+    num_workers: int = 2
+    """Training processes."""
+    cpus_per_worker: float = field(default=1.0, metadata=PLACE)
+    """Cores that Ray sets aside for each worker."""
+    gpus_per_worker: float = field(default=0.0, metadata=PLACE)
+    """GPUs that Ray sets aside for each worker; 0 trains on CPU."""
+    max_length: int = 256
+    """Tokens that a text is cut to."""
+    max_steps: int = 100
+    """Optimizer steps."""
+    micro_batch: int = 8
+    """Texts in one forward pass of one worker."""
+    accumulation: int = 1
+    """Forward passes of each worker in one optimizer step."""
+    lr: float = 1e-3
+    """Highest learning rate."""
+    warmup_fraction: float = 0.05
+    """Share of the steps in which the learning rate rises."""
+    clip_norm: float = 1.0
+    """Gradients of a greater norm are scaled down to it; 0 leaves them."""
+    lora_rank: int = 16
+    """Rank of the adapters."""
+    lora_alpha: float = 32.0
+    """Adapters are scaled by alpha / rank."""
+    dtype: Dtype = "float32"
+    """Number format of weights and activations; optimizer state stays float32."""
+    checkpoint_every: int = field(default=50, metadata=PLACE)
+    """Steps between checkpoints; the last step always writes one."""
+    seed: int = 0
+    """Seed of the order of the data, of adapters and of dropout."""
+
+    def __post_init__(self) -> None:
+        self._check_choice("method", Method)
+        self._check_choice("dtype", Dtype)
+        self._check_positive(
+            "num_workers",
+            "cpus_per_worker",
+            "max_length",
+            "max_steps",
+            "micro_batch",
+            "accumulation",
+            "lora_rank",
+            "lora_alpha",
+            "checkpoint_every",
+        )
+        self._check_not_negative("gpus_per_worker", "clip_norm")
+        if self.zero not in {0, 1, 2, 3}:
+            raise ConfigError(f"{self.option}.zero ({self.zero}) must be 0, 1, 2 or 3")
+        if self.zero == 3 and self.method == "lora" and self.dtype == "bfloat16" and not self.gpus_per_worker:
+            raise ConfigError(
+                f"{self.option}.zero 3 with lora in bfloat16 needs a GPU: use {self.option}.zero 2, or "
+                f"{self.option}.dtype float32"
+            )
+        if not 0 < self.lr < 1:
+            raise ConfigError(
+                f"{self.option}.lr ({self.lr}) must lie between 0 and 1: try 1e-3 for a small model, 1e-5 for a large one"
+            )
+        if not 0 <= self.warmup_fraction < 1:
+            raise ConfigError(
+                f"{self.option}.warmup_fraction ({self.warmup_fraction}) must be at least 0 and below 1: try 0.05"
+            )
+
+    @property
+    def global_batch(self) -> int:
+        """Texts in one optimizer step, over all workers."""
+        return self.num_workers * self.micro_batch * self.accumulation
+
+    @property
+    def digest(self) -> str:
+        """What a run folder is held to: another spec, or another place to run it, has another digest."""
+        return digest_of(self)
+
+    def identity(self) -> dict[str, object]:
+        """The fields that can change the weights beyond rounding: what a cache key or a manifest wants."""
+        return identity_of(self)
+
+    def _check_choice(self, name: str, literal: Any) -> None:
+        if (value := getattr(self, name)) not in get_args(literal):
+            raise ConfigError(f"{self.option}.{name} ({value!r}) must be one of {', '.join(get_args(literal))}")
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{self.option}.{name} ({getattr(self, name)}) must be above zero")
+
+    def _check_not_negative(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{self.option}.{name} ({getattr(self, name)}) must be zero or more")
+
+
+def identity_of(spec: "DataclassInstance") -> dict[str, object]:
+    """The fields of a spec that are not marked as being no part of its identity."""
+    return {
+        field.name: getattr(spec, field.name)
+        for field in dataclasses.fields(spec)
+        if field.metadata.get("identity", True)
+    }
