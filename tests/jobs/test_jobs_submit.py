@@ -21,7 +21,7 @@ from llmray.client.http import Client
 pytestmark = [pytest.mark.ray, pytest.mark.serve, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 RAY = str(Path(sys.executable).with_name("ray"))
-TRAIN = ["--train.max_steps", "2", "--train.eval_rows", "8"]
+TRAIN = ["--train.max_steps", "2", "--train.eval_rows", "8", "--train.num_workers", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_curate_by_the_command_line(head: str, lived: Lived) -> None:
 def test_train_then_a_gate_that_refuses_exits_3(head: str, lived: Lived) -> None:
     code, log = submit(head, lived, "jobs/train.py", "--model", "docs-base@latest", "--name", "short", *TRAIN)
     assert code == 0, log
-    arguments = ["--model", "short@latest", "--promote_to", "production", "--evaluate.max_rows", "60"]
+    arguments = ["--model", "short@latest", "--promote_to", "production", "--evaluate.max_rows", "60", "--evaluate.num_workers=1"]
     code, log = submit(head, lived, "jobs/evaluate.py", *arguments)
     assert code == 3, log
     assert "short@production stays where it is" in log
@@ -127,7 +127,7 @@ def test_tune_within_a_budget_and_beyond_it(head: str, lived: Lived) -> None:
     assert code == 0, log
     options = yaml.safe_load(best.read_text())["train"]
     assert 1e-3 < options.pop("lr") < 3e-3
-    assert options == {"max_steps": 2, "eval_rows": 8}
+    assert options == {"max_steps": 2, "eval_rows": 8, "num_workers": 1}
     code, log = submit(head, lived, "jobs/tune.py", *search, "--budget.core_seconds", "1")
     assert code == 4, log
 

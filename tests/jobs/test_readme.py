@@ -17,10 +17,10 @@ from llmray.options import parse
 
 README = (ROOT / "README.md").read_text()
 SMALLER = {
-    "max_steps=200)": "max_steps=4), shape=lr.BaseModelSpec(hidden_size=64, num_heads=1, num_layers=1)",
+    "max_steps=200)": "max_steps=4, num_workers=1), shape=lr.BaseModelSpec(hidden_size=64, num_heads=1, num_layers=1)",
     "core_seconds=600)": "core_seconds=300), search=lr.TuneSpec(num_trials=1, max_trial_s=120, teardown_s=20), "
-    "spec=lr.TrainSpec(max_steps=3, method='lora')",
-    "config=best.config": "config={**best.config, 'max_steps': 40, 'lr': 1e-3, 'method': 'full'}",
+    "spec=lr.TrainSpec(max_steps=3, method='lora', num_workers=1)",
+    "config=best.config": "config={**best.config, 'max_steps': 40, 'lr': 1e-3, 'method': 'full', 'num_workers': 1}",
 }
 
 

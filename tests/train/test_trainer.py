@@ -127,7 +127,7 @@ def test_lora_stops_at_its_deadline_goes_on_when_called_again_and_is_merged(
 ) -> None:
     import torch
 
-    adapters = replace(spec, method="lora", lora_rank=4, max_steps=3, eval_every=0, zero=3)
+    adapters = replace(spec, method="lora", lora_rank=4, max_steps=3, eval_every=0, zero=3, num_workers=1)
     before = weights_of(artifact.load(spec.model))
     stopped = train(adapters, run_dir=str(tmp_path), root_uri=str(root), deadline_s=0.0)
     assert (stopped.steps, stopped.stopped_early) == (0, True)
