@@ -14,9 +14,9 @@ Turn = tuple[str, str]
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 _SPEAKERS = {
-    **{name: "user" for name in ("human", "user")},
-    **{name: "assistant" for name in ("gpt", "assistant", "model", "bot", "chatgpt", "bing", "bard", "function_call")},
-    **{name: "tool" for name in ("tool", "function", "function_response", "observation")},
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "model", "bot", "chatgpt", "bing", "bard", "function_call"), "assistant"),
+    **dict.fromkeys(("tool", "function", "function_response", "observation"), "tool"),
     "system": "system",
 }
 _MARKER = re.compile(r"\n\n(Human|Assistant):")
