@@ -107,7 +107,7 @@ def parse_row(record: Any) -> Row:
         return _conversation(_opened(fields, _instruction(fields)), fields, group)
     if "text" in fields:
         return Row(shape="text", text=_string(fields, "text"), group=group)
-    seen = ", ".join(sorted(map(str, fields))[:8]) or "no field"
+    seen = ", ".join(name[:40] for name in sorted(map(str, fields))[:8]) or "no field"
     raise RowError(
         f"no text, messages, conversations, question and answer, instruction and output, or prompt, chosen and "
         f"rejected: has {seen}"
@@ -150,14 +150,14 @@ def _preference(fields: Mapping[str, Any], group: str | None) -> Row:
     asked = None if prompt is None else (("user", prompt),) if isinstance(prompt, str) else read_turns(prompt, name)
     chosen, rejected = (_side(fields, side, prompted=asked is not None) for side in ("chosen", "rejected"))
     shared = _num_shared(chosen, rejected)
+    before = chosen[:shared]
+    if asked is None and not before:
+        raise RowError("prompt is missing, and chosen and rejected share no first turn")
     for side, turns in (("chosen", chosen), ("rejected", rejected)):
         if len(turns) > shared + 1:
             raise RowError(f"{side} has {len(turns) - shared} turns after what it shares with the other: must be one")
         if turns[shared][0] != "assistant":
             raise RowError(f"{side} ends with a turn of {turns[shared][0]}, not of the assistant")
-    before = chosen[:shared]
-    if asked is None and not before:
-        raise RowError("prompt is missing, and chosen and rejected share no first turn")
     if asked is not None and before and not _ends_with(before, asked, prompt):
         raise RowError(f"{name} is not what chosen and rejected begin with")
     text = prompt_text(before or asked or ())

@@ -17,7 +17,7 @@ from llmray.data.readers.records import Found, Loss, Numbered, Quarantined, one_
 from llmray.errors import UnavailableError
 
 _BATCH_ROWS = 1024
-_TROUBLE = (pa.ArrowException, OSError, MemoryError, ValueError)
+_TROUBLE = (pa.ArrowException, OSError, MemoryError, ValueError, OverflowError)
 """What pyarrow raises when bytes make no sense; sizes read from damaged bytes may ask for any amount of memory."""
 _MAGIC = b"ARROW1\0\0"
 _END = b"\xff\xff\xff\xff\0\0\0\0"

@@ -8,7 +8,7 @@ the whole block).
 """
 
 import csv
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +29,9 @@ def read_table(lines: Lines, delimiter: str, reading: Reading) -> Numbered:
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
     feed = _Feed(lines)
     header = _header(feed, delimiter, reading)
+    if header.trouble:
+        # It may have been a row, so it is accounted for like one.
+        yield Quarantined(number=header.number, reason=header.trouble, raw=excerpt(header.raw))
     optional = [reading.columns.get(field, field) for field in _OPTIONAL]
     for line in feed:
         if not line.strip(_BLANK):
@@ -74,7 +77,9 @@ class _Feed:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Header:
     names: Sequence[str]
-    trouble: str | None
+    number: int = 0
+    raw: bytes = b""
+    trouble: str | None = None
     """Why no row below it can be read."""
 
 
@@ -87,15 +92,21 @@ class _Row:
 
 def _header(feed: _Feed, delimiter: str, reading: Reading) -> _Header:
     if reading.header:
-        return _Header(names=reading.header, trouble=None)
-    line = next((line for line in feed if line.strip(_BLANK)), b"")
+        return _Header(names=reading.header)
+    line = next((line for line in feed if line.strip(_BLANK)), None)
+    if line is None:
+        return _Header(names=())
+    number = feed.number
     # A name that is broken hurts only who wants it.
     row = _next_row(line.decode(errors="backslashreplace").encode(), feed, delimiter, reading.quotes, 0)
     if row.trouble is not None:
-        return _Header(names=(), trouble=f"the header cannot be read: {row.trouble}")
-    twice = [name for name in sorted(reading.wanted) if row.fields.count(name) > 1]
-    trouble = f"the header names {twice[0]!r} twice" if twice else None
-    return _Header(names=row.fields, trouble=trouble)
+        feed.put_back(row.raw.split(b"\n")[1:])
+        return _Header(names=(), number=number, raw=line, trouble=f"the header cannot be read: {row.trouble}")
+    counts = Counter(name for name in row.fields if name in reading.wanted)
+    trouble = next((f"the header names {name!r} twice" for name, count in counts.items() if count > 1), None)
+    if not counts:
+        trouble = "no field of a row is in the header: say what is what in reading.columns, or name all in reading.header"
+    return _Header(names=row.fields, number=number, raw=row.raw, trouble=trouble)
 
 
 def _next_row(first: bytes, feed: _Feed, delimiter: str, quotes: bool, width: int) -> _Row:
