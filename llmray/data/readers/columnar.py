@@ -29,10 +29,17 @@ class _Watched:
     def __init__(self, file: IO[bytes], uri: str) -> None:
         self._file, self._uri = file, uri
         self._error: Exception | None = None
+        self._size: int | None = None
 
     def read(self, size: int = -1) -> bytes:
         try:
-            return self._file.read(size)
+            if self._size is None:
+                here = self._file.tell()
+                self._size = self._file.seek(0, 2)
+                self._file.seek(here)
+            # A damaged file may ask for exabytes, and a local file's read makes room for what it is asked for.
+            left = max(0, self._size - self._file.tell())
+            return self._file.read(left if size < 0 else min(size, left))
         except Exception as error:
             self._error = error
             raise
