@@ -94,19 +94,21 @@ def read_parquet(file: IO[bytes], uri: str, groups: range | None, reading: Readi
     for group, size in sizes.items():
         end = number + size
         batches = table.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False)
+        reason = "it has fewer rows than the index says"
         while True:
             try:
                 batch = next(batches, None)
             except _TROUBLE as error:
                 watched.check()
-                reason = f"damaged Parquet row group {group}: {one_line(error)}"
-                yield Loss(number=number, reason=reason, rows=end - number)
+                reason = one_line(error)
                 break
             if batch is None:
                 break
             yield from _records(batch, number, reading)
             number += batch.num_rows
-        number = end
+        if number < end:
+            yield Loss(number=number, reason=f"damaged Parquet row group {group}: {reason}", rows=end - number)
+            number = end
     return number
 
 

@@ -105,7 +105,9 @@ def _header(feed: _Feed, delimiter: str, reading: Reading) -> _Header:
     counts = Counter(name for name in row.fields if name in reading.wanted)
     trouble = next((f"the header names {name!r} twice" for name, count in counts.items() if count > 1), None)
     if not counts:
-        trouble = "no field of a row is in the header: say what is what in reading.columns, or name all in reading.header"
+        trouble = (
+            "no field of a row is in the header: say what is what in reading.columns, or name all in reading.header"
+        )
     return _Header(names=row.fields, number=number, raw=row.raw, trouble=trouble)
 
 
