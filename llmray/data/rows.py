@@ -12,15 +12,20 @@ from typing import Any, Literal
 
 import orjson
 
+from llmray.data.turns import ROLES, RowError, Turn, is_list, kind_of, prompt_text, read_transcript, read_turns
+
+__all__ = ["FIELDS", "ROLES", "SHAPES", "Row", "RowError", "Shape", "parse_row"]
+
 Shape = Literal["text", "messages", "preference"]
 SHAPES: tuple[Shape, ...] = ("text", "messages", "preference")
-FIELDS = frozenset({"text", "messages", "choices", "prompt", "chosen", "rejected", "question", "answer", "group"})
+FIELDS = frozenset(
+    {
+        *("text", "messages", "conversations", "system", "choices", "group"),
+        *("question", "answer", "instruction", "input", "output"),
+        *("prompt", "chosen", "rejected"),
+    }
+)
 """Fields that make a row; all others are ignored."""
-ROLES = frozenset({"system", "user", "assistant", "tool"})
-
-
-class RowError(ValueError):
-    """Why a record is no row; never leaves the readers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,58 +82,119 @@ class Row:
 def parse_row(record: Any) -> Row:
     """Read a decoded record as the first shape that it has the fields of; fields nobody knows are ignored.
 
-    Messages come before preferences, questions with answers, and text. A field that is null counts as absent.
+    In this order: `messages`; `chosen` and `rejected`; `conversations` (ShareGPT); `question` and `answer`;
+    `instruction`, `input` and `output` (Alpaca); `text`. A field that is null counts as absent.
 
     Raises:
         RowError: no shape fits, or a field has the wrong type; the text says which.
     """
     if not isinstance(record, Mapping):
-        raise RowError(f"not an object: {_kind_of(record)}")
+        raise RowError(f"not an object: {kind_of(record)}")
+    if len(record) == 1 and type(text := record.get("text")) is str:
+        return Row(shape="text", text=text)  # What most corpora hold, without a walk through the shapes.
     fields = {key: value for key, value in record.items() if value is not None}
     group = _string(fields, "group") if "group" in fields else None
     if "messages" in fields:
-        return _conversation(_turns(fields["messages"]), fields.get("choices"), group)
+        return _conversation(read_turns(fields["messages"], "messages"), fields, group)
     if "chosen" in fields or "rejected" in fields:
-        prompt, chosen, rejected = (_string(fields, name) for name in ("prompt", "chosen", "rejected"))
-        return Row(shape="preference", prompt=prompt, chosen=chosen, rejected=rejected, group=group)
+        return _preference(fields, group)
+    if "conversations" in fields:
+        return _conversation(_opened(fields, read_turns(fields["conversations"], "conversations")), fields, group)
     if "question" in fields and "answer" in fields:
         turns = (("user", _string(fields, "question")), ("assistant", _string(fields, "answer")))
-        return _conversation(turns, fields.get("choices"), group)
+        return _conversation(turns, fields, group)
+    if "instruction" in fields and ("output" in fields or "text" not in fields):
+        return _conversation(_opened(fields, _instruction(fields)), fields, group)
     if "text" in fields:
         return Row(shape="text", text=_string(fields, "text"), group=group)
-    seen = ", ".join(sorted(map(str, fields))[:8]) or "no field"
-    raise RowError(f"no text, messages, question and answer, or prompt, chosen and rejected: has {seen}")
+    seen = ", ".join(name[:40] for name in sorted(map(str, fields))[:8]) or "no field"
+    raise RowError(
+        f"no text, messages, conversations, question and answer, instruction and output, or prompt, chosen and "
+        f"rejected: has {seen}"
+    )
 
 
-def _conversation(turns: tuple[tuple[str, str], ...], choices: Any, group: str | None) -> Row:
+def _conversation(turns: tuple[Turn, ...], fields: Mapping[str, Any], group: str | None) -> Row:
     answers = [content for role, content in turns if role == "assistant"]
     if not answers:
-        raise RowError("messages has no assistant turn")
-    if choices is not None:
-        choices = _choices(choices)
-        if answers[-1] not in choices:
-            raise RowError("choices does not contain the assistant's last turn")
+        name = "conversations" if "conversations" in fields and "messages" not in fields else "messages"
+        raise RowError(f"{name} has no assistant turn")
+    choices = _choices(fields["choices"]) if "choices" in fields else None
+    if choices is not None and answers[-1] not in choices:
+        raise RowError("choices does not contain the assistant's last turn")
     return Row(shape="messages", messages=turns, choices=choices, group=group)
 
 
-def _turns(value: Any) -> tuple[tuple[str, str], ...]:
-    if not _is_list(value) or not value:
-        raise RowError(f"messages is {_kind_of(value)}, not a list of turns" if value else "messages is empty")
-    turns = []
-    for number, turn in enumerate(value, 1):
-        if not isinstance(turn, Mapping):
-            raise RowError(f"turn {number} of messages is {_kind_of(turn)}, not an object with role and content")
-        role, content = turn.get("role"), turn.get("content")
-        if not isinstance(role, str) or role not in ROLES:
-            raise RowError(f"turn {number} of messages has role {role!r}, not one of {', '.join(sorted(ROLES))}")
-        if not isinstance(content, str):
-            raise RowError(f"turn {number} of messages has content that is {_kind_of(content)}, not a string")
-        turns.append((role, content))
-    return tuple(turns)
+def _opened(fields: Mapping[str, Any], turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The turns after the system's, which ShareGPT and Alpaca rows may have in a field of its own."""
+    system = _string(fields, "system") if "system" in fields else ""
+    return turns if not system.strip() or turns[0][0] == "system" else (("system", system), *turns)
+
+
+def _instruction(fields: Mapping[str, Any]) -> tuple[Turn, ...]:
+    """An Alpaca row: what the instruction is applied to follows it, after an empty line."""
+    asked, given = _string(fields, "instruction"), _string(fields, "input") if "input" in fields else ""
+    return (("user", f"{asked}\n\n{given}" if given.strip() else asked), ("assistant", _string(fields, "output")))
+
+
+def _preference(fields: Mapping[str, Any], group: str | None) -> Row:
+    """Two answers to one prompt, which stands in a field of its own, or is what both sides begin with."""
+    for name in ("chosen", "rejected"):
+        if name not in fields:
+            raise RowError(f"{name} is missing")
+    name = "conversations" if "prompt" not in fields and "conversations" in fields else "prompt"
+    prompt = fields.get(name)
+    sides = fields["chosen"], fields["rejected"]
+    if isinstance(prompt, str) and all(isinstance(side, str) for side in sides):
+        return Row(shape="preference", prompt=prompt, chosen=sides[0], rejected=sides[1], group=group)
+    asked = None if prompt is None else (("user", prompt),) if isinstance(prompt, str) else read_turns(prompt, name)
+    chosen, rejected = (_side(fields, side, prompted=asked is not None) for side in ("chosen", "rejected"))
+    shared = _num_shared(chosen, rejected)
+    before = chosen[:shared]
+    if asked is None and not before:
+        raise RowError("prompt is missing, and chosen and rejected share no first turn")
+    for side, turns in (("chosen", chosen), ("rejected", rejected)):
+        if len(turns) > shared + 1:
+            raise RowError(f"{side} has {len(turns) - shared} turns after what it shares with the other: must be one")
+        if turns[shared][0] != "assistant":
+            raise RowError(f"{side} ends with a turn of {turns[shared][0]}, not of the assistant")
+    if asked is not None and before and not _ends_with(before, asked, prompt):
+        raise RowError(f"{name} is not what chosen and rejected begin with")
+    text = prompt_text(before or asked or ())
+    return Row(shape="preference", prompt=text, chosen=chosen[shared][1], rejected=rejected[shared][1], group=group)
+
+
+def _side(fields: Mapping[str, Any], name: str, *, prompted: bool) -> tuple[Turn, ...]:
+    """One side of a preference as turns; a bare text is an answer where there is a prompt, else a transcript."""
+    value = fields[name]
+    if isinstance(value, str):
+        if prompted:
+            return (("assistant", value),)
+        if (turns := read_transcript(value)) is None:
+            raise RowError(f'prompt is missing, and {name} is no transcript that begins with "\\n\\nHuman:"')
+        return turns
+    if isinstance(value, Mapping) and any(isinstance(value.get(key), str) for key in ("role", "from")):
+        value = [value]
+    if not is_list(value) and not isinstance(value, Mapping):
+        raise RowError(f"{name} is {kind_of(value)}, not a string or a list of turns")
+    return read_turns(value, name)
+
+
+def _num_shared(chosen: Sequence[Turn], rejected: Sequence[Turn]) -> int:
+    """Turns that both begin with; the last turn of either is its answer and never counts."""
+    most = min(len(chosen), len(rejected)) - 1
+    return next((at for at in range(most) if chosen[at] != rejected[at]), most)
+
+
+def _ends_with(before: Sequence[Turn], asked: Sequence[Turn], prompt: Any) -> bool:
+    """Whether a prompt says what the shared turns say: all of it, its end, or one of the user's turns."""
+    if isinstance(prompt, str):
+        return any(role == "user" and content.strip() == prompt.strip() for role, content in before)
+    return tuple(before[-len(asked) :]) == tuple(asked)
 
 
 def _choices(value: Any) -> tuple[str, ...]:
-    if not _is_list(value) or not all(isinstance(item, str) for item in value):
+    if not is_list(value) or not all(isinstance(item, str) for item in value):
         raise RowError("choices is not a list of strings")
     if len(value) < 2 or len(set(value)) < len(value):
         raise RowError("choices needs two or more answers, all different")
@@ -138,28 +204,5 @@ def _choices(value: Any) -> tuple[str, ...]:
 def _string(fields: Mapping[str, Any], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str):
-        raise RowError(f"{name} is {_kind_of(value)}, not a string" if name in fields else f"{name} is missing")
+        raise RowError(f"{name} is {kind_of(value)}, not a string" if name in fields else f"{name} is missing")
     return value
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
-def _kind_of(value: Any) -> str:
-    if value is None:
-        return "null"
-    for types, name in _NAMES:
-        if isinstance(value, types):
-            return name
-    return f"a {type(value).__name__}"
-
-
-_NAMES: tuple[tuple[type | tuple[type, ...], str], ...] = (
-    (bool, "true or false"),
-    ((int, float), "a number"),
-    (str, "a string"),
-    (bytes, "bytes"),
-    (Mapping, "an object"),
-    (Sequence, "a list"),
-)

@@ -211,9 +211,9 @@ def test_nothing_to_curate(
 ) -> None:
     with pytest.raises(NotFoundError, match="names no file"):
         run([str(tmp_path / "none-*.jsonl")])
-    (tmp_path / "table.csv").write_text("a,b\n")
+    (tmp_path / "table.xlsx").write_text("a,b\n")
     with pytest.raises(InputError, match="cannot be read: name files"):
-        run([str(tmp_path / "table.csv")])
+        run([str(tmp_path / "table.xlsx")])
     with pytest.raises(InputError, match="hold no rows"):
         run([write_lines("empty.jsonl", [])])
     with pytest.raises(InputError, match=r"none of the 2 records can be read; the first is bad\.jsonl, row 1: not an"):

@@ -191,13 +191,13 @@ def test_noise_is_never_an_exception(tmp_path: Path, noise: bytes, suffix: str) 
 def test_lines_do_not_depend_on_how_they_are_cut_into_blocks(
     tmp_path: Path, lines: list[tuple[bool, int]], block: int
 ) -> None:
-    from llmray.data import readers
+    from llmray.data.readers import blocks
 
     written = [orjson.dumps({"text": "x" * size}) if good else b"{" * size for good, size in lines]
     path = write(tmp_path, "a.jsonl.gz", gzip.compress(b"\n".join(written), mtime=0))
     whole = list(read(str(path)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "_READ_BYTES", block)
+        patch.setattr(blocks, "_PACKED_READ_BYTES", block)
         assert list(read(str(path))) == whole
     assert len(whole) == len(lines)
 
@@ -253,4 +253,4 @@ def test_no_such_file_and_no_such_format(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         list(read(str(tmp_path / "none.jsonl")))
     with pytest.raises(InputError, match=r"name files that end in \.jsonl"):
-        list(read(str(write(tmp_path, "a.csv", b"text\na\n"))))
+        list(read(str(write(tmp_path, "a.xlsx", b"text\na\n"))))
