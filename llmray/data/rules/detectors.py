@@ -16,6 +16,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from llmray.errors import ConfigError
 
@@ -24,13 +25,11 @@ Span = tuple[int, int]
 _DIGIT = re.compile(r"\d")
 _LOCAL = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._%+-"
 _DOMAIN = re.compile(r"@((?:[A-Za-z0-9-]{1,63}\.){1,8})([A-Za-z]{2,24})(?![\w@]|\.[A-Za-z]|-\w)")
-_IPV4 = re.compile(r"(?<![\w.+-])(?:\d{1,3}\.){3}\d{1,3}(?![\w+-]|\.\w)")
+_IPV4 = re.compile(r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?![\w+-]|\.\w)")
 _IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:]|\.\d)")
 _TWO_COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _VERSION_BEFORE = re.compile(r"(?:\b(?:v|ver|version|release|section|chapter|build)|[=~<>!]=|[A-Za-z]/|§)\.?\s*$", re.I)
-_CARD = re.compile(
-    r"(?<![\w.,+-])(?:\d{14,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|3\d{3}([ -])\d{6}\2\d{4,5})(?![\w-]|[.,]\d)"
-)
+_CARD = re.compile(r"\d{4}(?:\d{10,15}|([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|([ -])\d{6}\2\d{4,5})(?![\w-]|[.,]\d)")
 _CARD_PREFIX = re.compile(
     r"4(?:\d{15}|\d{18})"  # Visa
     r"|(?:5[1-5]\d\d|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}"  # Mastercard
@@ -45,12 +44,16 @@ _PHONE = re.compile(
     r"(?<![\w.,:/#%$€£=+(-])(?:\+\d{7,15}|(?:\+?\d{1,4}[ .-]?)?(?:\(\d{1,5}\)[ .-]?)?\d{1,5}(?:[ .-]\d{2,5}){1,6})"
     r"(?![\w%/:+-]|[.,]\d)"
 )
+_DIGITS = re.compile(r"\d[\d .()-]{5,}\d")
 _PHONE_WORD = re.compile(r"(?:tel(?:ephone)?|phone|call|fax|mobile|cell|whatsapp)\b[\s.:,)]*(?:at|us|no\.?)?\s*$", re.I)
 _DATE = re.compile(r"(?:1[89]|20)\d\d[ .-](?:0[1-9]|1[0-2])[ .-]\d\d|\d\d?[ .-]\d\d?[ .-](?:1[89]|20)\d\d")
 _VENDOR_KEYS = (
     # AWS, "IAM identifiers": unique id prefixes.
     (("AKIA", "ASIA", "ABIA", "ACCA"), re.compile(r"(?<![A-Za-z0-9])A(?:KIA|SIA|BIA|CCA)[A-Z2-7]{16}(?![A-Za-z0-9])")),
-    (("gh", "github_pat_"), re.compile(r"\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_[A-Za-z0-9]{22}_[A-Za-z0-9]{59}\b")),
+    (
+        ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+        re.compile(r"\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_[A-Za-z0-9]{22}_[A-Za-z0-9]{59}\b"),
+    ),
     (("xox",), re.compile(r"\bxox[abeprs]-[A-Za-z0-9-]{10,250}")),
     (("hooks.slack.com",), re.compile(r"hooks\.slack\.com/services/T\w{8,12}/B\w{8,12}/\w{20,30}")),
     (("AIza",), re.compile(r"\bAIza[0-9A-Za-z_-]{35}(?![0-9A-Za-z_-])")),
@@ -86,7 +89,12 @@ def ip_addresses(text: str, *, public_only: bool) -> Iterator[Span]:
     """
     for found in _IPV4.finditer(text) if text.count(".") > 2 and _DIGIT.search(text) else ():
         small = all(int(part) < 32 for part in found[0].split("."))
-        if not small and _wanted(found[0], public_only) and not _VERSION_BEFORE.search(_before(text, found.start())):
+        if (
+            not small
+            and _free(text, found.start())
+            and _wanted(found[0], public_only)
+            and not _VERSION_BEFORE.search(_before(text, found.start()))
+        ):
             yield found.span()
     for found in _IPV6.finditer(text) if _TWO_COLONS.search(text) else ():
         if _wanted(found[0], public_only):
@@ -99,7 +107,7 @@ def cards(text: str) -> Iterator[Span]:
         return
     for found in _CARD.finditer(text):
         digits = re.sub(r"\D", "", found[0])
-        if _CARD_PREFIX.fullmatch(digits) and luhn(digits) and len(set(digits)) > 2:
+        if _free(text, found.start()) and _CARD_PREFIX.fullmatch(digits) and luhn(digits) and len(set(digits)) > 2:
             yield found.span()
 
 
@@ -125,17 +133,14 @@ def phones(text: str, *, region: str) -> Iterator[Span]:
     if not _DIGIT.search(text):
         return
     numbers = phone_library()
-    for found in _PHONE.finditer(text):
-        written = found[0]
-        digits = sum(map(str.isdigit, written))
-        if not 7 <= digits <= 15 or _DATE.match(written):
-            continue
-        marked = any(mark in written for mark in "+(-.") or written[0] == "0"
-        if not marked and not _PHONE_WORD.search(_before(text, found.start())):
-            continue
-        leniency = numbers.Leniency.STRICT_GROUPING
-        for match in numbers.PhoneNumberMatcher(written, region, leniency=leniency, max_tries=3):
-            yield found.start() + match.start, found.start() + match.end
+    for run in _DIGITS.finditer(text):
+        # Two characters before the digits, for a plus and a bracket; two after them, for what must not follow.
+        for found in _PHONE.finditer(text, max(0, run.start() - 2), run.end() + 2):
+            if not _may_be_phone(text, found):
+                continue
+            strict = numbers.Leniency.STRICT_GROUPING
+            for match in numbers.PhoneNumberMatcher(found[0], region, leniency=strict, max_tries=3):
+                yield found.start() + match.start, found.start() + match.end
 
 
 def api_keys(text: str) -> Iterator[Span]:
@@ -171,7 +176,13 @@ def secrets(text: str) -> Iterator[Span]:
         if _SECRET_NAME.search(_before(text, found.start())) and _random(found[1]):
             yield found.span(1)
     for found in _URL_PASSWORD.finditer(text) if "://" in text and "@" in text else ():
-        if not _PLACEHOLDER.search(found[1]) and found[1].lower() not in ("password", "passwd", "pass", "pwd", "secret"):
+        if not _PLACEHOLDER.search(found[1]) and found[1].lower() not in (
+            "password",
+            "passwd",
+            "pass",
+            "pwd",
+            "secret",
+        ):
             yield found.span(1)
 
 
@@ -191,7 +202,7 @@ def entropy(text: str) -> float:
     return -sum(count / len(text) * math.log2(count / len(text)) for count in Counter(text).values())
 
 
-def phone_library() -> object:
+def phone_library() -> Any:
     """The package that knows the plans of all countries' telephone numbers.
 
     Raises:
@@ -218,6 +229,20 @@ def _wanted(address: str, public_only: bool) -> bool:
     return public or (not public_only and parsed.is_private)
 
 
+def _may_be_phone(text: str, found: re.Match[str]) -> bool:
+    written = found[0]
+    if not 7 <= sum(map(str.isdigit, written)) <= 15 or _DATE.match(written) or ("." in written and "-" in written):
+        return False
+    marked = any(mark in written for mark in "+(-.") or written[0] == "0"
+    return marked or _PHONE_WORD.search(_before(text, found.start())) is not None
+
+
+def _free(text: str, at: int) -> bool:
+    """Whether a number may start there: a lookbehind would say so too, but be tried at every character of a text."""
+    before = text[at - 1 : at]
+    return not (before.isalnum() or before in "_.,+-") or not before
+
+
 def _before(text: str, at: int) -> str:
     return text[max(0, at - 24) : at]
 
@@ -231,13 +256,11 @@ def _random(value: str) -> bool:
     )
 
 
-IBAN_LENGTHS = {
-    country[:2]: int(country[2:])
-    for country in (
-        "AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DK18 DO28 EE20 EG29 ES24 FI18 "
-        "FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 "
-        "LU20 LV21 LY25 MC27 MD24 ME22 MK19 MR27 MT31 MU30 NL18 NO15 PK24 PL28 PS29 PT25 QA29 RO24 RS22 SA24 SC31 SD18 "
-        "SE24 SI19 SK24 SM27 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20"
-    ).split()
-}
+_IBAN_COUNTRIES = (
+    "AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DK18 DO28 EE20 EG29 ES24 "
+    "FI18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 "
+    "LI21 LT20 LU20 LV21 LY25 MC27 MD24 ME22 MK19 MR27 MT31 MU30 NL18 NO15 PK24 PL28 PS29 PT25 QA29 RO24 RS22 "
+    "SA24 SC31 SD18 SE24 SI19 SK24 SM27 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20"
+)
+IBAN_LENGTHS = {country[:2]: int(country[2:]) for country in _IBAN_COUNTRIES.split()}
 """Characters of an IBAN by country (SWIFT's IBAN registry)."""

@@ -77,7 +77,7 @@ def of_documents(
     """A measure of rows out of a measure of documents; it passes over conversations and preferences."""
 
     @wraps(measure)
-    def measure_row(row: Row, *args: _P.args, **kwargs: _P.kwargs) -> float | None:
+    def measure_row(row: Row, /, *args: _P.args, **kwargs: _P.kwargs) -> float | None:
         return None if row.text is None else measure(view(row.text), *args, **kwargs)
 
     return measure_row

@@ -84,7 +84,9 @@ class Gopher:
         for what in ("words", "mean_word_length"):
             low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
             if not 0 <= low <= high:
-                raise ConfigError(f"gopher.min_{what} ({low}) must be at least 0 and at most gopher.max_{what} ({high})")
+                raise ConfigError(
+                    f"gopher.min_{what} ({low}) must be at least 0 and at most gopher.max_{what} ({high})"
+                )
         if any(word != word.lower() for word in self.stop_words):
             raise ConfigError("gopher.stop_words must be in lower case")
 

@@ -83,7 +83,7 @@ def identifier() -> Any:
         ConfigError: py3langid is not installed.
     """
     try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
     except ImportError as error:
         raise ConfigError('the rule "language" needs py3langid: pip install "llmray[curate]"') from error
     published = LanguageIdentifier.from_model_file(MODEL_FILE)

@@ -42,9 +42,7 @@ def rules(min_words: int, min_answer_words: int) -> list[Rule]:
             low=min_answer_words,
             why="words of an answer",
         ),
-        Rule(
-            name="machine_made_docstring", measure=_machine_made, high=0, why="a stub, or words that a program wrote"
-        ),
+        Rule(name="machine_made_docstring", measure=_machine_made, high=0, why="a stub, or words that a program wrote"),
         Rule(name="same_preference", measure=_same_preference, high=0, why="chosen and rejected are the same"),
     ]
 
