@@ -41,7 +41,7 @@ _CARD_PREFIX = re.compile(
 )
 _IBAN_START = re.compile(r"(?<![A-Za-z0-9])([A-Z]{2})\d{2}(?= ?[A-Z0-9])")
 _PHONE = re.compile(
-    r"(?<![\w.,:/#%$€£=+(-])(?:\+\d{7,15}|(?:\+?\d{1,4}[ .-]?)?(?:\(\d{1,5}\)[ .-]?)?\d{1,5}(?:[ .-]\d{2,5}){1,6})"
+    r"(?<![\w.,:/#%$€£=+-])(?:\+\d{7,15}|(?:\+?\d{1,4}[ .-]?)?(?:\(\d{1,5}\)[ .-]?)?\d{1,5}(?:[ .-]\d{2,9}){1,6})"
     r"(?![\w%/:+-]|[.,]\d)"
 )
 _DIGITS = re.compile(r"\d[\d .()-]{5,}\d")
@@ -107,7 +107,7 @@ def cards(text: str) -> Iterator[Span]:
         return
     for found in _CARD.finditer(text):
         digits = re.sub(r"\D", "", found[0])
-        if _free(text, found.start()) and _CARD_PREFIX.fullmatch(digits) and luhn(digits) and len(set(digits)) > 2:
+        if _free(text, found.start()) and _CARD_PREFIX.fullmatch(digits) and luhn(digits):
             yield found.span()
 
 

@@ -7,7 +7,7 @@ guesses a value confirm it, and made-up values, which are somebody's.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
@@ -69,14 +69,17 @@ def rule(config: Personal) -> Rule:
 
 
 def find_personal(text: str, config: Personal | None = None) -> list[Match]:
-    """What there is in a text, in order, none overlapping another."""
+    """What there is in a text, in order, none overlapping another.
+
+    What is found is hidden and the rest looked at again until there is nothing more: a telephone number that follows
+    an address without a space shows only then, and masking twice would find it otherwise.
+    """
     config = config or Personal()
-    found = [Match(kind, *span) for kind in KINDS if kind in config.kinds for span in _FINDERS[kind](text, config)]
-    apart: list[Match] = []
-    for match in sorted(found, key=lambda match: (match.start, KINDS.index(match.kind))):
-        if not apart or match.start >= apart[-1].end:
-            apart.append(match)
-    return apart
+    everything: list[Match] = []
+    while found := _apart(text, config):
+        everything += found
+        text = _replaced(text, found, lambda match: "<".ljust(match.end - match.start - 1) + ">")
+    return sorted(everything, key=lambda match: match.start)
 
 
 def count(row: Row, config: Personal) -> Counter[str]:
@@ -99,17 +102,30 @@ def mask(row: Row, config: Personal) -> tuple[Row, Counter[str]]:
     return masked, counts
 
 
-def _masked(text: str, config: Personal, numbers: dict[Kind, dict[str, int]] | None) -> str:
+def _apart(text: str, config: Personal) -> list[Match]:
+    found = [Match(kind, *span) for kind in KINDS if kind in config.kinds for span in _FINDERS[kind](text, config)]
+    apart: list[Match] = []
+    for match in sorted(found, key=lambda match: (match.start, KINDS.index(match.kind))):
+        if not apart or match.start >= apart[-1].end:
+            apart.append(match)
+    return apart
+
+
+def _replaced(text: str, found: Sequence[Match], by: Callable[[Match], str]) -> str:
     pieces, end = [], 0
-    for match in find_personal(text, config):
-        number = 1
-        if numbers is not None:
-            seen = numbers[match.kind]
-            number = seen.setdefault(text[match.start : match.end], len(seen) + 1)
-        name = match.kind.upper() if number == 1 else f"{match.kind.upper()}_{number}"
-        pieces += [text[end : match.start], f"<{name}>"]
+    for match in found:
+        pieces += [text[end : match.start], by(match)]
         end = match.end
     return "".join([*pieces, text[end:]])
+
+
+def _masked(text: str, config: Personal, numbers: dict[Kind, dict[str, int]] | None) -> str:
+    def placeholder(match: Match) -> str:
+        seen = {} if numbers is None else numbers[match.kind]
+        number = seen.setdefault(text[match.start : match.end], len(seen) + 1)
+        return f"<{match.kind.upper()}>" if number == 1 else f"<{match.kind.upper()}_{number}>"
+
+    return _replaced(text, find_personal(text, config), placeholder)
 
 
 def _texts(row: Row) -> Iterator[str]:
