@@ -54,13 +54,20 @@ def test_what_a_model_would_learn_to_write_is_judged() -> None:
 
 def test_short_texts_are_passed_over_and_only_the_beginning_is_read() -> None:
     assert failed(Row(shape="text", text="  Ja, sehr gern, danke!" + " " * 100)) == []
-    assert failed(Row(shape="text", text="Ja, sehr gern, danke!"), Language(min_characters=10)) == ["language"]
+    assert failed(Row(shape="text", text="Ja, sehr gern, danke!"), Language(min_letters=10)) == ["language"]
     assert failed(Row(shape="text", text=ARTICLE["en"] * 3 + ARTICLE["ru"] * 20)) == []
 
 
 def test_no_surrogate_and_no_noise_makes_it_fall_over() -> None:
-    assert failed(Row(shape="text", text="\ud800" * 150)) == ["language"]
-    assert failed(Row(shape="text", text="\x00" * 150)) == ["language"]
+    assert failed(Row(shape="text", text="\ud800" * 300)) == []
+    assert failed(Row(shape="text", text="\ud800ж" * 150)) == ["language"]
+    assert failed(Row(shape="text", text="\x00" * 300)) == []
+
+
+def test_figures_are_no_language() -> None:
+    worked = "\n".join(f"{number} * 2 = {2 * number} eggs" for number in range(60))
+    assert failed(Row(shape="text", text=worked), Language(keep=("ru",), min_letters=150)) == []
+    assert failed(Row(shape="text", text=worked), Language(keep=("ru",), min_letters=20)) == ["language"]
 
 
 def test_a_language_that_nobody_knows_names_those_that_are_known() -> None:
@@ -73,7 +80,7 @@ def test_a_language_that_nobody_knows_names_those_that_are_known() -> None:
     [
         ({"keep": ()}, r"try \[en\]"),
         ({"min_confidence": 0}, "try 0.1"),
-        ({"min_characters": 500}, "language.max_characters"),
+        ({"min_letters": 500}, "language.max_characters"),
     ],
 )
 def test_wrong_settings_name_the_fix(fields: dict[str, object], fix: str) -> None:

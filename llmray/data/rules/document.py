@@ -4,7 +4,7 @@ Two dozen rules ask for the same words and lines, one rule after another about o
 therefore kept. Repeated n-grams are found by refinement: two equal (n+1)-grams begin with two equal n-grams, so only
 the places that still share a beginning are looked at again. On prose, where few triples of words come up twice, all
 sizes up to ten cost little more than counting single words. Rejected: a `Counter` of tuples for each size, which
-hashes every place nine times (five times slower on a document of 2 KB), and hashes of n-grams, which can collide.
+hashes every place nine times (three times slower on documents of 2 KB), and hashes of n-grams, which can collide.
 """
 
 import re

@@ -19,6 +19,7 @@ from llmray.errors import ConfigError
 Kind = Literal["private_key", "jwt", "api_key", "secret", "email", "iban", "card", "ip", "phone"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """All kinds; where two would start at one place, the one that stands first here."""
+_LOOSE = frozenset('<>(),"')
 
 
 class Match(NamedTuple):
@@ -71,14 +72,17 @@ def rule(config: Personal) -> Rule:
 def find_personal(text: str, config: Personal | None = None) -> list[Match]:
     """What there is in a text, in order, none overlapping another.
 
-    What is found is hidden and the rest looked at again until there is nothing more: a telephone number that follows
+    Where something touches what was found, that is hidden and the text looked at again: a telephone number that follows
     an address without a space shows only then, and masking twice would find it otherwise.
     """
     config = config or Personal()
     everything: list[Match] = []
-    while found := _apart(text, config):
-        everything += found
-        text = _replaced(text, found, lambda match: "<".ljust(match.end - match.start - 1) + ">")
+    again = True
+    while again and (found := _search(text, config)):
+        apart = _apart(found)
+        everything += apart
+        again = len(apart) < len(found) or any(_touched(text, match) for match in apart)
+        text = _replaced(text, apart, lambda match: "<".ljust(match.end - match.start - 1) + ">")
     return sorted(everything, key=lambda match: match.start)
 
 
@@ -102,13 +106,23 @@ def mask(row: Row, config: Personal) -> tuple[Row, Counter[str]]:
     return masked, counts
 
 
-def _apart(text: str, config: Personal) -> list[Match]:
+def _search(text: str, config: Personal) -> list[Match]:
     found = [Match(kind, *span) for kind in KINDS if kind in config.kinds for span in _FINDERS[kind](text, config)]
+    return sorted(found, key=lambda match: (match.start, KINDS.index(match.kind)))
+
+
+def _apart(found: Sequence[Match]) -> list[Match]:
     apart: list[Match] = []
-    for match in sorted(found, key=lambda match: (match.start, KINDS.index(match.kind))):
+    for match in found:
         if not apart or match.start >= apart[-1].end:
             apart.append(match)
     return apart
+
+
+def _touched(text: str, match: Match) -> bool:
+    """Whether it stands next to anything but white space, a comma, a quotation mark or a bracket."""
+    around = text[match.start - 1 : match.start] + text[match.end : match.end + 1]
+    return any(not (character.isspace() or character in _LOOSE) for character in around)
 
 
 def _replaced(text: str, found: Sequence[Match], by: Callable[[Match], str]) -> str:
