@@ -7,8 +7,8 @@ so each line rule measures the share of lines that would go, and its limit is ou
 than half of its lines. Sentences are counted in the lines that would stay, as in C4. Where a text is meant to be
 cleaned line by line, `kept_lines` says which lines stay.
 
-The first version of the paper, and datatrove's defaults after it, have five sentences and three words a line; the
-journal's and the released code have three and five, as here. Sentences are counted by their ends (a mark that white
+Two wordings of the paper go round: three sentences and five words a line, as in the released code and here, and five
+sentences and three words, as datatrove has by default. Sentences are counted by their ends (a mark that white
 space follows), not by a trained tokeniser: "Mr. Fox ran." counts as two. The list of bad words is not part of this:
 it is no definition but a file to fetch. They judge documents, and pass over conversations and preferences.
 """
