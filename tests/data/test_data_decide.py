@@ -93,7 +93,7 @@ def test_a_row_names_all_the_rules_it_failed_and_repeats_nothing() -> None:
 
 
 def test_a_row_that_failed_a_rule_is_nobodys_better_copy() -> None:
-    config = CurateConfig(outliers=Outliers(rules=("symbol_ratio",)))
+    config = CurateConfig(outliers=Outliers(rules=("gopher_symbol_ratio",)))
     bad, good = {"text": LOREM + " # # # # # #"}, {"text": LOREM}
     made = curate_purely([[bad, good]], config)
     assert fate(made, bad)[0] == "rule"

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import llmray.data
 
-MODULES = sorted(path.stem for path in Path(llmray.data.__path__[0]).glob("*.py") if path.stem != "__init__")
+ROOT = Path(llmray.data.__path__[0])
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ROOT.rglob("*.py") if path.stem != "__init__"
+)
 
 
 def loaded_by(*modules: str) -> set[str]:

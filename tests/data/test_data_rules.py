@@ -49,13 +49,13 @@ LONG = " ".join(f"word{number}" for number in range(60))
         ("Helper for pickle. It registers a reducer.", []),
         # 10 words with one hash sign: at the limit of 0.1, which passes; 9 words: over it.
         ("# a b c d e f g h i", []),
-        ("# a b c d e f g h", ["symbol_ratio"]),
-        ("well ... a b c d e f g", ["symbol_ratio"]),
+        ("# a b c d e f g h", ["gopher_symbol_ratio"]),
+        ("well ... a b c d e f g", ["gopher_symbol_ratio"]),
         ("a\nb c\nb c\nd e\nf\ng", []),
-        ("same line\nsame line\nother line", ["duplicate_lines"]),
+        ("same line\nsame line\nother line", ["gopher_duplicate_lines"]),
         (LONG, []),
         ("a b " * 24 + "x", []),  # 49 words: too short for Gopher's repetition rules.
-        (LONG + " round and" * 40, ["top_2gram", "top_3gram", "top_4gram"]),
+        (LONG + " round and" * 40, ["gopher_top_2gram", "gopher_top_3gram", "gopher_top_4gram"]),
     ],
 )
 def test_text_rules(content: str, expected: list[str]) -> None:

@@ -103,7 +103,15 @@ def test_curate_by_the_command_line(head: str, lived: Lived) -> None:
 def test_train_then_a_gate_that_refuses_exits_3(head: str, lived: Lived) -> None:
     code, log = submit(head, lived, "jobs/train.py", "--model", "docs-base@latest", "--name", "short", *TRAIN)
     assert code == 0, log
-    arguments = ["--model", "short@latest", "--promote_to", "production", "--evaluate.max_rows", "60", "--evaluate.num_workers=1"]
+    arguments = [
+        "--model",
+        "short@latest",
+        "--promote_to",
+        "production",
+        "--evaluate.max_rows",
+        "60",
+        "--evaluate.num_workers=1",
+    ]
     code, log = submit(head, lived, "jobs/evaluate.py", *arguments)
     assert code == 3, log
     assert "short@production stays where it is" in log

@@ -127,7 +127,6 @@ def test_after_a_reset_anew_the_same_drift_is_found_again_as_an_alarm_of_its_own
 
     asyncio.run(story())
     first, second = sink.alarms
-    assert first["after"] == second["after"]
     assert first["alarm_id"] != second["alarm_id"]
 
 
