@@ -48,9 +48,9 @@ class Reading:
             self.lines += 1
             # A byte order mark belongs to the first line of a file, not of every chunk.
             stray = self.lines == 1 and self._chunk.start > 0 and line.startswith(_MARK)
-            record = _line(line, 2 if stray else self.lines)
-            if record is not None:
-                yield replace(record, number=1) if stray else record
+            found = _line(line, 2 if stray else self.lines)
+            if found is not None:
+                yield replace(found, number=1) if stray else found
 
 
 def chunks(files: Sequence[tuple[str, str]], chunk_bytes: int) -> list[Chunk]:

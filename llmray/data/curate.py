@@ -111,19 +111,16 @@ def curate(
     return made
 
 
-def _prepare(
-    pieces: Sequence[Chunk], config: CurateConfig, work: Work, base: str, onto: Artifact | None
-) -> Job:
+def _prepare(pieces: Sequence[Chunk], config: CurateConfig, work: Work, base: str, onto: Artifact | None) -> Job:
     """Make the files of all chunks, in whatever order."""
-    waiting = [
-        {"number": number, "chunk": chunk} for number, chunk in enumerate(pieces) if not work.has(chunk_name(number))
-    ]
+    waiting = [number for number in range(len(pieces)) if not work.has(chunk_name(number))]
     if len(waiting) < len(pieces):
         log.info("curate: %d of %d chunks are prepared already", len(pieces) - len(waiting), len(pieces))
-    progress = Progress("prepare", sum(item["chunk"].bytes for item in waiting))
+    progress = Progress("prepare", sum(pieces[number].bytes for number in waiting))
     if waiting:
         with DataContext.current(_quiet(DataContext.get_current())):
-            dataset = ray.data.from_items(waiting, override_num_blocks=len(waiting)).map(
+            items = [{"number": number, "chunk": pieces[number]} for number in waiting]
+            dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
                 _prepare_chunk, fn_kwargs={"config": config, "work": work}
             )
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):

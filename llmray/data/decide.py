@@ -43,7 +43,7 @@ class Judged:
     """The row that each is an exact copy of, its own number where it is none; an old row p is R + p."""
 
     @property
-    def original_R(self) -> NDArray[np.bool_]:
+    def original(self) -> NDArray[np.bool_]:
         """Rows that take part in the search for near repeats, if they have bucket names."""
         return np.asarray(self.living_R & (self.copy_of_R == np.arange(len(self.copy_of_R))))
 
@@ -63,6 +63,7 @@ class Fates:
 def judge(
     config: CurateConfig,
     places: Places,
+    *,
     failed: pa.Table,
     values: Mapping[str, F64],
     known: Limits,

@@ -16,9 +16,7 @@ KEY_BYTES = 16
 
 _PLAIN = Normalization()
 _SPACES = b"\t\n\v\f\r\x1c\x1d\x1e\x1f"
-_FOLD = bytes.maketrans(
-    b"ABCDEFGHIJKLMNOPQRSTUVWXYZ" + _SPACES, b"abcdefghijklmnopqrstuvwxyz" + b" " * len(_SPACES)
-)
+_FOLD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ" + _SPACES, b"abcdefghijklmnopqrstuvwxyz" + b" " * len(_SPACES))
 """ASCII: capitals to small letters, and all that `str.split` takes for white space to a blank."""
 
 
@@ -37,9 +35,7 @@ def halves(keys_RB: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[np.u
     return words[:, 0], words[:, 1]
 
 
-def first_of_each(
-    keys: tuple[NDArray[np.uint64], NDArray[np.uint64]], rank: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def first_of_each(keys: tuple[NDArray[np.uint64], NDArray[np.uint64]], rank: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each row, the index of the best-ranked row with the same key: its own where there is no better.
 
     Args:

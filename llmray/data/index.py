@@ -196,6 +196,7 @@ def num_shards(num_entries: int) -> int:
 def write_shard(
     folder: Path,
     shard: int,
+    *,
     keys: tuple[U64, U64],
     key_rows: I64,
     names: U64,

@@ -149,7 +149,7 @@ def unusual(limits: Limits, kind_R: NDArray[np.int8], values: Mapping[str, F64])
 
 def scales(config: CurateConfig) -> dict[str, tuple[str, float]]:
     """Every learned measure, with its scale and how many MADs it allows."""
-    measures = [*learned_measures(config), *corpus_measures(config)]
+    measures: list[Learned | CorpusMeasure] = [*learned_measures(config), *corpus_measures(config)]
     length = {"length_outlier": ("log", config.outliers.length_mads)}
     lengths = length if "length_outlier" in config.outliers.rules else {}
     return {**lengths, **{one.name: (one.scale, one.mads) for one in measures}}

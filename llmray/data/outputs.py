@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyarrow import compute, parquet
 
 from llmray.data import index
+from llmray.data.buckets import shard_bounds
 from llmray.data.config import CurateConfig
 from llmray.data.decide import EXACT, FAILED_RULES, NEAR, Fates
 from llmray.data.exact import halves
@@ -53,9 +54,7 @@ def write_kept(path: Path, places: Places, rows: I64, config: CurateConfig) -> N
     _write(path, SNAPSHOT, rows, lambda some: _kept(places, some, config))
 
 
-def write_removed(
-    path: Path, places: Places, rows: I64, fates: Fates, failures: pa.Table, old: OldRows | None
-) -> None:
+def write_removed(path: Path, places: Places, rows: I64, fates: Fates, failures: pa.Table, old: OldRows | None) -> None:
     """A file of rows that went, and why."""
     _write(path, REMOVED, rows, lambda some: _removed(places, some, fates, failures, old))
 
@@ -125,7 +124,14 @@ def bad_records(places: Places) -> Iterator[dict[str, Any]]:
 
 
 def write_index_shard(
-    folder: Path, places: Places, kept_rows: I64, first_row: int, shard: int, shards: int, config: CurateConfig
+    folder: Path,
+    places: Places,
+    config: CurateConfig,
+    *,
+    kept_rows: I64,
+    first_row: int,
+    shard: int,
+    shards: int,
 ) -> None:
     """A shard of the index of kept rows, numbered from `first_row`."""
     number_R = np.full(places.num_rows, -1, np.int64)
@@ -139,17 +145,17 @@ def write_index_shard(
     for chunk in range(places.num_chunks):
         path = places.work.path(chunk_name(chunk))
         hashes = array(path / "hashes.npy")
-        inside = slice(*np.searchsorted(hashes, np.array(index.shard_bounds(shard, shards), np.uint64)))
+        inside = slice(*np.searchsorted(hashes, np.array(shard_bounds(shard, shards), np.uint64)))
         owner = number_R[array(path / "owners.npy")[inside].astype(np.int64) + places.bases_C1[chunk]]
         names.append(np.asarray(hashes[inside])[owner >= 0])
         owners.append(owner[owner >= 0])
     index.write_shard(
         folder,
         shard,
-        (high[mine], low[mine]),
-        number_R[kept_rows[mine]],
-        np.concatenate(names),
-        np.concatenate(owners),
+        keys=(high[mine], low[mine]),
+        key_rows=number_R[kept_rows[mine]],
+        names=np.concatenate(names),
+        name_rows=np.concatenate(owners),
     )
 
 
@@ -234,9 +240,7 @@ def _removed(places: Places, rows: I64, fates: Fates, failures: pa.Table, old: O
         "row": pa.array(row),
         "reasons": _reasons(rows, failures),
         "match": pa.array([MATCH.get(one) for one in fate.tolist()], pa.string()),
-        "matched_id": compute.if_else(
-            repeats, hexadecimal(ids_of(places, old, matched)), nothing.cast(pa.string())
-        ),
+        "matched_id": compute.if_else(repeats, hexadecimal(ids_of(places, old, matched)), nothing.cast(pa.string())),
         "similarity": compute.if_else(
             repeats, pa.array(np.asarray(fates.similarity_R[rows])), nothing.cast(pa.float64())
         ),
@@ -260,4 +264,3 @@ def _reasons(rows: I64, failures: pa.Table) -> pa.Array:
 
 _REASON: Sequence[str] = ("rule", "value", "threshold")
 _LOSS = {"source": "source", "after_row": "row", "reason": "reason", "rows": "lost_rows"}
-

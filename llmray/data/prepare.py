@@ -198,9 +198,7 @@ def _buckets(
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
     failed = set((failures["row"].to_numpy() - before).tolist())
     texts = [
-        (at, text)
-        for at, row in enumerate(rows)
-        if at not in failed and (text := dedup.near_text(row)) is not None
+        (at, text) for at, row in enumerate(rows) if at not in failed and (text := dedup.near_text(row)) is not None
     ]
     place_D = np.array([at for at, _ in texts], np.int64)
     bands_DN, some_D = sketch([text for _, text in texts], judges)
@@ -215,7 +213,6 @@ def sketch(texts: Sequence[str], judges: Judges) -> tuple[U64, NDArray[np.bool_]
     shingles_S, offsets_D1 = minhash.shingle(texts, dedup.shingle_words, distinct=False)
     signatures_DK = minhash.signatures(shingles_S, offsets_D1, judges.banding.num_hashes, judges.config.seed)
     return minhash.band_hashes(signatures_DK, judges.banding), np.diff(offsets_D1) > 0
-
 
 
 _NO_KEY = bytes(16)

@@ -107,13 +107,14 @@ class Accounts:
 
 def account(
     places: Places,
+    config: CurateConfig,
+    *,
     judged: Judged,
     fates: Fates,
     failures: pa.Table,
     limits: Limits,
     compared: Compared,
     quarantine: Mapping[str, Any],
-    config: CurateConfig,
     onto: tuple[str, OldRows] | None = None,
 ) -> Accounts:
     """Take the figures and see that they balance: in = kept + removed + quarantined, by source as well.
@@ -154,7 +155,8 @@ def account(
         examples=_examples(places, fates, failures, config.examples, onto and onto[1]),
         why={
             **{rule.name: rule.why for rule in build(config.outliers)},
-            **{one.name: one.why for one in (*learned_measures(config), *corpus_measures(config))},
+            **{one.name: one.why for one in learned_measures(config)},
+            **{one.name: one.why for one in corpus_measures(config)},
         },
     )
     _balance(accounts)
@@ -294,5 +296,3 @@ def _look(places: Places, old: OldRows | None, rows: I64) -> dict[int, dict[str,
 def _tell(found: dict[int, dict[str, Any]], rows: I64, *columns: Sequence[Any]) -> None:
     for row, id_, source, number, shown in zip(rows.tolist(), *columns, strict=True):
         found[row] = {"id": id_, "source": source, "row": number, "excerpt": shown}
-
-

@@ -138,10 +138,12 @@ def judge(job: Job) -> None:
         for measure, look in enumerate(corpus_measures(job.config))
     }
     known, exact = ({}, []) if job.old is None else (job.old.limits, list(job.old.exact()))
-    judged, failures, learned = decide.judge(job.config, places, decide.read_failed(places), values, known, exact)
+    judged, failures, learned = decide.judge(
+        job.config, places, failed=decide.read_failed(places), values=values, known=known, old_exact=exact
+    )
     with job.work.piece("judged") as piece:
         _save(piece.folder, judged)
-        np.save(piece.folder / "original_R.npy", judged.original_R)
+        np.save(piece.folder / "original_R.npy", judged.original)
         write_table(piece.folder / "failures.arrow", failures)
         (piece.folder / "limits.pickle").write_bytes(pickle.dumps(learned))
         piece.finish()
@@ -209,11 +211,11 @@ def verify(job: Job, number: int) -> None:
     old = job.old
     made = verify_batch(
         Batches(**_load(job.work.path("batches"), Batches)).of(number),
-        array(judged / "rank_R.npy"),
-        array(judged / "length_R.npy"),
-        lambda rows: job.places.compared_texts(rows, job.config),
-        lambda rows: [] if old is None else old.compared_texts(rows, job.config),
         job.config,
+        rank_R=array(judged / "rank_R.npy"),
+        length_R=array(judged / "length_R.npy"),
+        texts=lambda rows: job.places.compared_texts(rows, job.config),
+        old_texts=lambda rows: [] if old is None else old.compared_texts(rows, job.config),
     )
     with job.work.piece(name) as piece:
         _save(piece.folder, made)
@@ -223,14 +225,7 @@ def verify(job: Job, number: int) -> None:
 def settle(job: Job) -> dict[str, Any]:
     """What becomes of every row, and the accounts; returns the report and how many parts there are to write."""
     if not job.work.has("fates"):
-        judged = Judged(**_load(job.work.path("judged"), Judged))
-        facts = [job.work.facts("batches")]
-        verdicts = []
-        for number in range(facts[0]["batches"]):
-            name = f"verify/{number:06d}"
-            facts.append(job.work.facts(name))
-            counts = {key: facts[-1][key] for key in ("num_candidates", "num_skipped")}
-            verdicts.append(Verdicts(**_load(job.work.path(name), Verdicts), **counts))
+        judged, verdicts, compared = _verdicts(job)
         fates = decide.settle(judged, verdicts)
         with job.work.piece("fates") as piece:
             _save(piece.folder, fates)
@@ -239,24 +234,24 @@ def settle(job: Job) -> dict[str, Any]:
             quarantine = outputs.write_quarantine(piece.folder, job.places)
             accounts = account(
                 job.places,
-                judged,
-                fates,
-                mapped(job.work.path("judged") / "failures.arrow"),
-                limits(job),
-                Compared(
-                    num_candidates=sum(fact.get("num_candidates", 0) for fact in facts),
-                    num_skipped=sum(fact["num_skipped"] for fact in facts),
-                ),
-                quarantine,
                 job.config,
-                None if job.onto is None or job.old is None else (job.onto[1], job.old),
+                judged=judged,
+                fates=fates,
+                failures=mapped(job.work.path("judged") / "failures.arrow"),
+                limits=limits(job),
+                compared=compared,
+                quarantine=quarantine,
+                onto=None if job.onto is None or job.old is None else (job.onto[1], job.old),
             )
             report = accounts.report()
             whole = orjson.dumps({**report, "examples": accounts.examples}, option=_JSON)
             (piece.folder / "report.json").write_bytes(whole)
             (piece.folder / "report.html").write_text(render(accounts, job.base), encoding="utf-8")
             piece.finish(
-                report=report, summary=accounts.summary(), kept=accounts.kept, removed=accounts.removed,
+                report=report,
+                summary=accounts.summary(),
+                kept=accounts.kept,
+                removed=accounts.removed,
                 first_bad=quarantine["first"],
             )
     found: dict[str, Any] = job.work.facts("fates")
@@ -300,7 +295,9 @@ def index_shard(job: Job, number: int, shards: int) -> None:
     rows = array(job.work.path("fates") / "kept_rows.npy")
     first = 0 if job.old is None else job.old.num_rows
     with job.work.piece(name) as piece:
-        outputs.write_index_shard(piece.folder, job.places, rows, first, number, shards, job.config)
+        outputs.write_index_shard(
+            piece.folder, job.places, job.config, kept_rows=rows, first_row=first, shard=number, shards=shards
+        )
         if number == 0:
             np.save(piece.folder / "ids.npy", job.places.ids(np.asarray(rows)))
             (piece.folder / "segment.json").write_bytes(segment_facts(first, len(rows), shards))
@@ -310,6 +307,22 @@ def index_shard(job: Job, number: int, shards: int) -> None:
 def index_shards(job: Job, num_kept: int) -> int:
     """Shards of the index, by the rows that stay."""
     return num_shards(num_kept * job.config.dedup.banding().num_bands)
+
+
+def _verdicts(job: Job) -> tuple[Judged, list[Verdicts], Compared]:
+    """What is known of every row, what every batch found, and what it took."""
+    facts = job.work.facts("batches")
+    verdicts = []
+    for number in range(facts["batches"]):
+        name = f"verify/{number:06d}"
+        said = job.work.facts(name)
+        arrays = _load(job.work.path(name), Verdicts)
+        verdicts.append(Verdicts(**arrays, num_candidates=said["num_candidates"], num_skipped=said["num_skipped"]))
+    compared = Compared(
+        num_candidates=sum(verdict.num_candidates for verdict in verdicts),
+        num_skipped=facts["num_skipped"] + sum(verdict.num_skipped for verdict in verdicts),
+    )
+    return Judged(**_load(job.work.path("judged"), Judged)), verdicts, compared
 
 
 def limits(job: Job) -> Limits:

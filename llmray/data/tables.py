@@ -8,6 +8,7 @@ that is not looked at. In the work an id is 32 bytes; the hexadecimal form is fo
 
 import io
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,7 @@ def pick(path: Path, at_R: I64, columns: Sequence[str] | None = None) -> pa.Tabl
 def array(path: Path) -> NDArray[Any]:
     """A saved array, mapped into memory; an empty one cannot be mapped."""
     try:
-        return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+        return np.load(path, mmap_mode="r")
     except ValueError:
         found: NDArray[Any] = np.load(path)
         assert not found.size, path
@@ -221,7 +222,7 @@ def write_parquet(sink: Any, table: pa.Table) -> None:
     few = [name for name in ("shape", "split", "source", "match", "cluster", "kept_id") if name in table.schema.names]
     with parquet.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=few) as writer:
         cuts = group_cuts(table)
-        for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+        for low, high in pairwise(cuts):
             writer.write_table(table.slice(low, high - low), row_group_size=max(1, high - low))
 
 

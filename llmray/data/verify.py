@@ -45,11 +45,12 @@ class Verdicts:
 
 def verify_batch(
     batch: Buckets,
+    config: CurateConfig,
+    *,
     rank_R: NDArray[np.int64],
     length_R: NDArray[np.int64],
     texts: Texts,
     old_texts: Texts,
-    config: CurateConfig,
 ) -> Verdicts:
     """Verify and resolve a batch."""
     rows = np.unique(np.concatenate((batch.members_M, batch.new_P)))
