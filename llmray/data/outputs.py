@@ -5,6 +5,7 @@ into the part and nowhere else.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ def write_kept(path: Path, places: Places, rows: I64, config: CurateConfig) -> N
     _write(path, SNAPSHOT, rows, lambda some: _kept(places, some, config))
 
 
-def write_removed(path: Path, places: Places, rows: I64, fates: Fates, failures: pa.Table, old: OldRows | None) -> None:
+def write_removed(
+    path: Path, places: Places, rows: I64, *, fates: Fates, failures: pa.Table, old: OldRows | None
+) -> None:
     """A file of rows that went, and why."""
     _write(path, REMOVED, rows, lambda some: _removed(places, some, fates, failures, old))
 
@@ -200,7 +203,7 @@ def _write(path: Path, schema: pa.Schema, rows: I64, make: Callable[[I64], pa.Ta
         for low in range(0, max(1, len(rows)), _ROWS_AT_ONCE):
             table = make(rows[low : low + _ROWS_AT_ONCE]).combine_chunks()
             cuts = group_cuts(table)
-            for start, end in zip(cuts[:-1], cuts[1:], strict=True):
+            for start, end in pairwise(cuts):
                 writer.write_table(table.slice(start, end - start), row_group_size=max(1, end - start))
 
 

@@ -275,7 +275,9 @@ def removed(job: Job, part: int) -> None:
         with job.work.piece(name) as piece:
             rows = _part(job, "removed_rows.npy", part)
             failures = mapped(job.work.path("judged") / "failures.arrow")
-            outputs.write_removed(piece.folder / "part.parquet", job.places, rows, _fates(job), failures, job.old)
+            outputs.write_removed(
+                piece.folder / "part.parquet", job.places, rows, fates=_fates(job), failures=failures, old=job.old
+            )
             piece.finish(sha256=digest_file(piece.folder / "part.parquet"))
 
 
