@@ -63,7 +63,7 @@ def run_stages(
     folder = tempfile.mkdtemp()
     try:
         uris = sorted(uris)
-        base, names = storage.names_below(uris)
+        _, names = storage.names_below(uris)
         work = Work(uri=f"{folder}/work")
         pieces = chunks(list(zip(uris, names, strict=True)), chunk_bytes)
         facts = [stages.chunk(config, work, number, piece) for number, piece in enumerate(pieces)]
@@ -71,7 +71,7 @@ def run_stages(
             config=config,
             work=work,
             places=locate(work, pieces, facts),
-            base=base,
+            base="",
             entries=sum(fact["entries"] for fact in facts),
             onto=onto,
         )
