@@ -111,10 +111,10 @@ class OldRows:
                     taken.append(file.read_row_group(group, columns=list(columns)).take(pa.array(inside)))
         return pa.concat_tables(taken)
 
-    def compared_texts(self, rows: I64, config: CurateConfig) -> list[str]:
+    def compared_texts(self, rows: I64, config: CurateConfig) -> pa.Array:
         """What of some rows, in ascending order, is compared for near repeats."""
         if not len(rows):
-            return []
+            return pa.array([], pa.string())
         table = self.read(rows, ["shape", "text", "messages", "prompt", "chosen", "rejected", "choices"])
         shape = [KINDS.index(name) for name in table["shape"].to_pylist()]
         choice = np.asarray(table["choices"].is_valid())

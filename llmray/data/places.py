@@ -86,7 +86,7 @@ class Places:
         """Ids of some rows [n, 32]."""
         return fixed_bytes(self.of(rows, "small.arrow", ["id"])["id"])
 
-    def compared_texts(self, rows: I64, config: CurateConfig) -> list[str]:
+    def compared_texts(self, rows: I64, config: CurateConfig) -> pa.Array:
         """What of some rows, in ascending order, is compared for near repeats."""
         return near_texts(self.of(rows, "content.arrow", COMPARED), config)
 
@@ -119,13 +119,11 @@ def locate(work: Work, chunks: Sequence[Chunk], facts: Sequence[Mapping[str, int
     )
 
 
-def near_texts(table: pa.Table, config: CurateConfig) -> list[str]:
-    """What is compared of rows with the columns `COMPARED`."""
-    kinds = table["kind"].to_numpy()
-    if not kinds.any():  # texts alone
-        texts: list[str] = table["text"].to_pylist()
-        return texts
-    return [config.dedup.near_text(row) or "" for row in rows_of(table)]
+def near_texts(table: pa.Table, config: CurateConfig) -> pa.Array:
+    """What is compared of rows with the columns `COMPARED`; nothing ("") where a row has no near repeats."""
+    if not table["kind"].to_numpy().any():  # texts alone
+        return table["text"].combine_chunks()
+    return pa.array([config.dedup.near_text(row) or "" for row in rows_of(table)], pa.string())
 
 
 def rows_of(table: pa.Table) -> list[Row]:

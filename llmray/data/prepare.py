@@ -31,7 +31,18 @@ from llmray.data.minhash import U64
 from llmray.data.readers import Found, Loss, Quarantined, Record
 from llmray.data.rows import Row
 from llmray.data.rules import Rule, build, judge
-from llmray.data.tables import BAD, CONTENT, FAILED, KINDS, SAID, SMALL, content_columns, write_batches, write_table
+from llmray.data.tables import (
+    BAD,
+    CONTENT,
+    FAILED,
+    KINDS,
+    SAID,
+    SMALL,
+    content_columns,
+    strings,
+    write_batches,
+    write_table,
+)
 
 _BATCH_BYTES = 8 << 20
 _BATCH_ROWS = 4096
@@ -91,7 +102,7 @@ def prepare_records(records: Iterator[Record], judges: Judges, folder: Path) -> 
             failures = _failures(rows, num_rows, judges)
             small.append(decides)
             failed.append(failures)
-            buckets.append(_buckets(rows, num_rows, failures, decides, judges))
+            buckets.append(_buckets(rows, num_rows, failures, content, judges))
             num_rows += len(rows)
             yield content
 
@@ -190,27 +201,26 @@ def _bad(records: Sequence[Record]) -> pa.Table:
 
 
 def _buckets(
-    rows: Sequence[Row], before: int, failures: pa.Table, decides: pa.Table, judges: Judges
+    rows: Sequence[Row], before: int, failures: pa.Table, content: pa.RecordBatch, judges: Judges
 ) -> tuple[U64, NDArray[np.int64]]:
     """Bucket names of the rows that may have near repeats, and whose they are: none where a rule has decided already."""
     dedup = judges.config.dedup
     if not dedup.near:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    failed = set((failures["row"].to_numpy() - before).tolist())
-    texts = [
-        (at, text) for at, row in enumerate(rows) if at not in failed and (text := dedup.near_text(row)) is not None
-    ]
-    place_D = np.array([at for at, _ in texts], np.int64)
-    bands_DN, some_D = sketch([text for _, text in texts], judges)
-    kind_D = decides["kind"].to_numpy().astype(np.int8)[place_D]
-    names_DN = mix(bands_DN + kind_salt(kind_D)[:, None])[some_D]
-    return names_DN.ravel(), np.repeat(place_D[some_D] + before, names_DN.shape[1])
+    kind_D = content["kind"].to_numpy()
+    may = np.ones(len(rows), bool)
+    may[failures["row"].to_numpy() - before] = False
+    texts = content["text"] if not kind_D.any() else strings([dedup.near_text(row) or "" for row in rows])
+    bands_DN, some_D = sketch(texts if may.all() else texts.filter(pa.array(may)), judges)
+    place_D = np.flatnonzero(may)[some_D]
+    names_DN = mix(bands_DN[some_D] + kind_salt(kind_D[place_D])[:, None])
+    return names_DN.ravel(), np.repeat(place_D + before, names_DN.shape[1])
 
 
-def sketch(texts: Sequence[str], judges: Judges) -> tuple[U64, NDArray[np.bool_]]:
+def sketch(texts: pa.Array, judges: Judges) -> tuple[U64, NDArray[np.bool_]]:
     """Bucket names [D, N], and which texts have words at all [D]: without, a text has nothing in common with any."""
     dedup = judges.config.dedup
-    shingles_S, offsets_D1 = minhash.shingle(texts, dedup.shingle_words, distinct=False)
+    shingles_S, offsets_D1 = minhash.shingle(texts.to_pylist(), dedup.shingle_words, distinct=False)
     signatures_DK = minhash.signatures(shingles_S, offsets_D1, judges.banding.num_hashes, judges.config.seed)
     return minhash.band_hashes(signatures_DK, judges.banding), np.diff(offsets_D1) > 0
 

@@ -88,7 +88,7 @@ def survey(job: Job, measure: int, number: int) -> None:
         sound = np.ones(table.num_rows, bool)
         sound[failed[(failed >= low) & (failed < low + table.num_rows)] - low] = False
         rows = table.filter(pa.array(sound))
-        surveys.append(look.survey(near_texts(rows, job.config), rows["id"].to_pylist()))
+        surveys.append(look.survey(near_texts(rows, job.config).to_pylist(), rows["id"].to_pylist()))
     with job.work.piece(name) as piece:
         (piece.folder / "surveys.pickle").write_bytes(pickle.dumps(surveys))
         piece.finish()
@@ -117,7 +117,7 @@ def score(job: Job, measure: int, number: int) -> None:
     model = pickle.loads((job.work.path(f"fit/{measure}") / "model.pickle").read_bytes())  # noqa: S301 (by `fit`)
     look = corpus_measures(job.config)[measure]
     tables = (table for _, table in _pieces_of(job.work.path(chunk_name(number))))
-    values = [np.asarray(look.score(near_texts(table, job.config), model), np.float64) for table in tables]
+    values = [np.asarray(look.score(near_texts(table, job.config).to_pylist(), model), np.float64) for table in tables]
     with job.work.piece(name) as piece:
         np.save(piece.folder / "values.npy", np.concatenate([np.zeros(0), *values]))
         piece.finish()
@@ -215,7 +215,7 @@ def verify(job: Job, number: int) -> None:
         rank_R=array(judged / "rank_R.npy"),
         length_R=array(judged / "length_R.npy"),
         texts=lambda rows: job.places.compared_texts(rows, job.config),
-        old_texts=lambda rows: [] if old is None else old.compared_texts(rows, job.config),
+        old_texts=lambda rows: old.compared_texts(rows, job.config) if old is not None else pa.array([], pa.string()),
     )
     with job.work.piece(name) as piece:
         _save(piece.folder, made)

@@ -6,11 +6,12 @@ of ordinary size; a giant component is gone through in slices, so that memory st
 be alike is looked at together. Shape legend: C documents of the batch by rank, P pairs with old rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from llmray.data import minhash, near
@@ -25,7 +26,7 @@ F64 = NDArray[np.float64]
 SLICE_CHARACTERS = 64 << 20
 """Text whose shingles are held at once."""
 
-Texts = Callable[[I64], Sequence[str]]
+Texts = Callable[[I64], pa.Array]
 """What is compared of some rows, given in ascending order."""
 
 
@@ -79,9 +80,9 @@ def verify_batch(
     )
 
 
-def shingled(texts: Sequence[str], config: CurateConfig) -> Shingled:
+def shingled(texts: pa.Array, config: CurateConfig) -> Shingled:
     """Texts by their sets of shingles."""
-    return Shingled(*minhash.shingle(texts, config.dedup.shingle_words))
+    return Shingled(*minhash.shingle(texts.to_pylist(), config.dedup.shingle_words))
 
 
 class _Places:
@@ -104,7 +105,7 @@ def _repeat_old(
     for low, high in _cuts(length_R[batch.new_P]):
         new, new_at = np.unique(batch.new_P[low:high], return_inverse=True)
         old, old_at = np.unique(batch.old_P[low:high], return_inverse=True)
-        documents = shingled([*texts(new), *old_texts(old)], config)
+        documents = shingled(pa.concat_arrays([texts(new), old_texts(old)]), config)
         likeness[low:high] = documents.jaccard(new_at, old_at + len(new))
     alike = np.flatnonzero(likeness >= config.dedup.threshold)
     order = alike[np.lexsort((batch.old_P[alike], -likeness[alike], batch.new_P[alike]))]
@@ -198,11 +199,8 @@ class _Compare:
         if self._held is not None and np.array_equal(self._held[0], documents):
             return self._held[1]
         rows = self._rows[documents]
-        ascending = np.argsort(rows)
-        texts = self._texts(rows[ascending])
-        by_rank = [""] * len(rows)
-        for at, text in zip(ascending.tolist(), texts, strict=True):
-            by_rank[at] = text
+        ascending = np.sort(rows)
+        by_rank = self._texts(ascending).take(pa.array(np.searchsorted(ascending, rows)))
         self._held = documents, shingled(by_rank, self._config)
         return self._held[1]
 
