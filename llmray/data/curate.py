@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 import ray
 from ray.data import DataContext
+from ray.exceptions import RayError
 
 from llmray import artifact, storage
 from llmray.artifact import Artifact
@@ -36,7 +37,7 @@ from llmray.data.readers import check_sources
 from llmray.data.stages import Job
 from llmray.data.work import Work, locked, work_key
 from llmray.digest import canonical_json
-from llmray.errors import InputError, UserError
+from llmray.errors import InputError, LLMRayError, UserError
 
 __all__ = ["CurateConfig", "curate"]
 
@@ -104,6 +105,10 @@ def curate(
         except UserError:
             work.remove()  # Started again, it would end the same way.
             raise
+        except RayError as error:
+            if (ours := _ours(error)) is None:
+                raise
+            raise ours from error
         work.remove()
     log.info("curate: %s", settled["summary"])
     if output_uri is not None:
@@ -303,6 +308,14 @@ def _call_stage(function: Callable[..., Any], job: Job, arguments: tuple[int, ..
 
 
 _call = ray.remote(num_cpus=1, max_retries=_RETRIES)(_call_stage)
+
+
+def _ours(error: BaseException) -> LLMRayError | None:
+    """What went wrong in a worker, said in our own words there."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, LLMRayError):
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return seen
 
 
 def _plain(config: CurateConfig) -> dict[str, Any]:
