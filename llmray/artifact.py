@@ -59,18 +59,25 @@ class Draft:
         config: Mapping[str, Any] | None = None,
         report: Mapping[str, Any] | None = None,
         outside_digest: Sequence[str] = (),
+        known: Mapping[str, str] | None = None,
     ) -> Artifact:
         """Publish the folder at `<root>/<kind>/<digest>` and return the artifact.
 
         Args:
             outside_digest: relative paths kept out of the digest (a report with times in it, say).
+            known: relative path to SHA-256 of files that need not be read again: they were hashed as they were
+                written, or come from an artifact whose manifest says it.
 
         Raises:
             InputError: the folder is empty.
         """
         paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        known = known or {}
         files = {
-            path.relative_to(self.folder).as_posix(): {"sha256": digest_file(path), "bytes": path.stat().st_size}
+            (name := path.relative_to(self.folder).as_posix()): {
+                "sha256": known.get(name) or digest_file(path),
+                "bytes": path.stat().st_size,
+            }
             for path in paths
         }
         if not files:
@@ -162,6 +169,11 @@ def verify(artifact: Artifact) -> list[str]:
         for name, entry in _files(artifact).items()
         if not (folder / name).is_file() or digest_file(folder / name) != entry["sha256"]
     ]
+
+
+def digests(artifact: Artifact) -> dict[str, str]:
+    """Relative path to SHA-256 of every file, as they were sealed."""
+    return {name: entry["sha256"] for name, entry in _files(artifact).items()}
 
 
 def _damaged(uri: str) -> bool:

@@ -132,6 +132,29 @@ def content_tag(uri: str) -> str:
     return str(system.ukey(path))
 
 
+def size(uri: str) -> int:
+    """Bytes of a file.
+
+    Raises:
+        NotFoundError: there is no such file.
+    """
+    system, path = _system(uri)
+    try:
+        return int(system.size(path) or 0)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{uri} does not exist") from error
+
+
+def stamp(uri: str) -> str:
+    """What changes, as good as surely, when a file does, without reading it: size and time of a local file, what the
+    store itself says elsewhere."""
+    if is_local(uri):
+        status = local_path(uri).stat()
+        return f"{status.st_size}:{status.st_mtime_ns}"
+    system, path = _system(uri)
+    return str(system.ukey(path))
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file."""
     with open_read(uri) as file:

@@ -29,7 +29,8 @@ def trainable_pairs(spec: AlignSpec, tokenizer: Any) -> Trainable:
         InputError: there are none, no answer fits into `align.max_length`, or the tokenizer has no usable template.
     """
     check_template(tokenizer)
-    rows = load_rows(spec.data, shape="preference", split="train", columns=["prompt", "chosen", "rejected"]).to_pylist()
+    columns = ["id", "prompt", "chosen", "rejected"]
+    rows = load_rows(spec.data, shape="preference", split="train", columns=columns).sort_by("id").to_pylist()
     if not rows:
         raise InputError(
             f"{spec.data} has no train rows of shape 'preference': collect preferences or corrections first"

@@ -12,6 +12,9 @@ from llmray.data.rows import Row
 from llmray.data.rules import Outliers
 from llmray.errors import ConfigError
 
+KEEP = ("quality", "length", "source")
+"""What `keep` can name."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dedup:
@@ -19,6 +22,8 @@ class Dedup:
 
     exact: bool = True
     """Remove rows that say the same after normalisation."""
+    exact_by: Literal["prompt", "response", "conversation"] = "conversation"
+    """What makes conversations and preferences exact repeats: what is asked, what is answered (or chosen), or all."""
     normalization: Normalization = field(default_factory=Normalization)
     """Differences that do not matter to exact repeats."""
     near: bool = True
@@ -45,6 +50,18 @@ class Dedup:
         """The bands and rows that reach the recall."""
         return choose_banding(threshold=self.threshold, recall=self.recall, max_hashes=self.max_hashes)
 
+    def exact_text(self, row: Row) -> str:
+        """What of a row is compared for exact repeats; nothing to compare ("") stands for no sign, so all is compared.
+
+        Rows with choices differ by their choices: those are always compared whole.
+        """
+        if row.kind in ("text", "choice") or self.exact_by == "conversation":
+            return row.whole
+        if self.exact_by == "response":
+            return row.answer if row.answer.strip() else row.whole
+        asked = row.prompt if row.shape == "preference" else _asked(row)
+        return asked if asked and asked.strip() else row.whole
+
     def near_text(self, row: Row) -> str | None:
         """What of a row is compared for near repeats; None where only exact repeats count.
 
@@ -58,6 +75,15 @@ class Dedup:
         return row.whole
 
 
+def _asked(row: Row) -> str:
+    """The turns before the last answer, roles and contents kept apart as in `Row.whole`."""
+    turns = row.messages or ()
+    last = max((place for place, (role, _) in enumerate(turns) if role == "assistant"), default=len(turns))
+    if not any(content.strip() for _, content in turns[:last]):
+        return ""
+    return "\x1e".join(f"{role}\x1f{content}" for role, content in turns[:last])
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CurateConfig:
     """Settings of a curation."""
@@ -66,8 +92,17 @@ class CurateConfig:
     """Exact and near repeats."""
     outliers: Outliers = field(default_factory=Outliers)
     """Rules for single rows, and their limits."""
+    keep: tuple[str, ...] = ("quality", "length", "source")
+    """Which of several copies stays, the first that tells them apart deciding: the one of higher quality, the longer,
+    the one from the better source; then the smaller content id. Never the one that came first."""
+    quality: str = ""
+    """`module:attribute` of a function of a row that gives its quality (more is better); none by default."""
+    learned: tuple[str, ...] = ()
+    """`module:attribute` of measures (`llmray.data.limits.Learned`) whose usual values are learned from the data."""
+    second_look: tuple[str, ...] = ()
+    """`module:attribute` of measures (`llmray.data.limits.CorpusMeasure`) that must see all of the data first."""
     source_priority: tuple[str, ...] = ()
-    """Patterns of sources, best first (`*curated*`): among repeats of equal length the better source's copy stays."""
+    """Patterns of sources, best first (`*curated*`), for `keep`."""
     heldout_fraction: float = 0.1
     """Share of groups that is held out, decided by the digest of the group, or of the row where it has none."""
     validation_fraction: float = 0.1
@@ -89,5 +124,14 @@ class CurateConfig:
             )
         if self.rows_per_part < 1:
             raise ConfigError(f"rows_per_part ({self.rows_per_part}) must be 1 or more: try 20000")
+        if wrong := [one for one in self.keep if one not in KEEP]:
+            raise ConfigError(f"keep has {wrong[0]!r}: choose among {', '.join(KEEP)}")
+        if len(set(self.keep)) < len(self.keep):
+            raise ConfigError(f"keep ({', '.join(self.keep)}) names one thing twice: name each once")
+        if self.quality and ":" not in self.quality:
+            raise ConfigError(f"quality ({self.quality}) must be module:attribute, such as my_rules:score")
+        for name in ("learned", "second_look"):
+            if wrong := [one for one in getattr(self, name) if ":" not in one]:
+                raise ConfigError(f"{name} has {wrong[0]!r}: it must be module:attribute, such as my_rules:measure")
         if self.examples < 0:
             raise ConfigError(f"examples ({self.examples}) must be zero or more")

@@ -1,44 +1,52 @@
 """Curation on Ray: files in, a dataset snapshot out. This file is the only one of the package that curates with Ray.
 
-Ray Data reads the files and prepares blocks of rows, which stay where they were made. The small columns of all blocks
-meet in one task, which names the candidates; their shingles come from the blocks, and the same kind of task settles
-every row's fate. Then each output file is put together from the blocks that hold its rows. Every output is in an order
-of its own (by id), so cores, block sizes and file order change nothing. Rejected: Ray's shuffle (it would move all text
-to compare a few hashes) and an actor that collects (a retried task would tell it twice).
+    chunks -> PREPARE -> [SURVEY -> FIT -> SCORE] -> DECIDE -> VERIFY -> SETTLE -> OUTPUT
+
+Every piece is a function of `stages` on a work folder that all nodes see; this file says which pieces there are and in
+which order, and runs them: Ray Data maps `prepare` over the chunks, tasks do the rest. Neither text nor tables go
+through the object store or the driver, only the names of pieces; so memory is that of a chunk a core, a killed worker's
+piece is made again elsewhere, and a run that was stopped goes on with what is not done. Rejected: Ray's shuffle (it would
+move all text to compare a few hashes), and an actor that collects (a retried task would tell it twice).
 """
 
 import logging
+import os
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
-import pyarrow as pa
 import ray
 from ray.data import DataContext
+from ray.exceptions import RayError
 
 from llmray import artifact, storage
 from llmray.artifact import Artifact
-from llmray.data import decide, minhash, outputs
+from llmray.data import stages
+from llmray.data.chunks import CHUNK_BYTES, Chunk, chunks
 from llmray.data.config import CurateConfig
-from llmray.data.decide import Candidates, Fates
-from llmray.data.page import render
-from llmray.data.prepare import prepare_file
+from llmray.data.index import SETTINGS, open_index, settings_bytes
+from llmray.data.limits import corpus_measures
+from llmray.data.outputs import num_parts
+from llmray.data.places import chunk_name, locate
+from llmray.data.prepare import judges_of
+from llmray.data.progress import EVERY_S, Progress
 from llmray.data.readers import check_sources
-from llmray.data.report import account
+from llmray.data.stages import Job
+from llmray.data.work import Work, locked, work_key
 from llmray.digest import canonical_json
-from llmray.errors import InputError
+from llmray.errors import InputError, LLMRayError, UserError
 
 __all__ = ["CurateConfig", "curate"]
 
 log = logging.getLogger(__name__)
 
-_BATCH_ROWS = 4096
-_PROGRESS_EVERY_S = 2.0
-
-Blocks = list[Any]
-"""References to work tables in Ray's object store."""
+ENTRIES_AT_ONCE = 50_000_000
+"""Bucket names that one task sorts (about 40 bytes each while it does); above, that many a shard. Measured in
+docs/design/curation.md."""
+_RETRIES = 8
 
 
 def curate(
@@ -48,6 +56,9 @@ def curate(
     root_uri: str | None = None,
     output_uri: str | None = None,
     parents: Mapping[str, str] | None = None,
+    against: str | None = None,
+    work_uri: str | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Artifact:
     """Read, judge, deduplicate and publish; Ray must be connected.
 
@@ -56,64 +67,85 @@ def curate(
         root_uri: where artifacts live; `<home>/artifacts` by default.
         output_uri: a folder that gets a copy of the snapshot; the artifact is the one under the root.
         parents: role to digest of what the sources were made from.
+        against: URI of a snapshot that is added to: all its rows stay, and new rows that repeat one go.
+        work_uri: a folder that every node sees, for work in hand; `<home>/work` by default. A run that was stopped goes
+            on from what is there; it is emptied when the snapshot is published.
+        chunk_bytes: how much of a file is a piece of work; changes nothing of what comes out.
 
     Returns:
-        The snapshot: `kept/`, `removed/`, `clusters/` (Parquet), `quarantine/` (jsonl), `report.json`, `report.html`.
+        The snapshot: `kept/`, `removed/`, `clusters/` (Parquet), `quarantine/` (jsonl), `index/`, `report.json`,
+        `report.html`.
 
     Raises:
         NotFoundError: a source that names no file.
         InputError: a format that cannot be read, no row to be had, or no row left.
-        ConfigError: an impossible option, or an output folder that holds something else.
+        ConfigError: an impossible option, an output folder that holds something else, or a snapshot to add to that was
+            made with other settings.
     """
     config = config or CurateConfig()
+    judges_of(config)
+    corpus_measures(config)
     uris = storage.expand(sources)
     check_sources(uris)
     base, names = storage.names_below(uris)
-    blocks = _read(list(zip(uris, names, strict=True)), config)
-    quarantine = outputs.quarantine_records(ray.get([_select.remote(block, outputs.QUARANTINE) for block in blocks]))
-    found, fates = _decide(blocks, config, quarantine)
-    accounts = account(found, fates, quarantine, config)
-    report = accounts.report()
-    with artifact.draft("dataset", root_uri=root_uri) as draft:
-        for name, data in _files(blocks, found, fates, quarantine, config):
-            path = draft.folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        examples = ray.get(_examples.remote(accounts.examples, *blocks)) if accounts.examples else {}
-        (draft.folder / "report.json").write_bytes(orjson.dumps({**report, "examples": examples}, option=_JSON))
-        (draft.folder / "report.html").write_text(render(accounts, examples, base), encoding="utf-8")
-        made = draft.seal(
-            parents=parents,
-            config={**_plain(config), "source_root": base},
-            report=report,
-            outside_digest=("report.json", "report.html"),
-        )
-    log.info("curate: %s", accounts.summary())
+    onto = None if against is None else artifact.load(against)
+    if onto is not None:
+        open_index(onto.local(), config)
+    stamps = [(name, uri, storage.stamp(uri)) for uri, name in zip(uris, names, strict=True)]
+    key = work_key(config, stamps, onto=onto and onto.digest, chunk_bytes=chunk_bytes)
+    work = Work(uri=storage.join(work_uri or storage.join(storage.home(), "work"), key))
+    with locked(work.uri):
+        try:
+            pieces = chunks(list(zip(uris, names, strict=True)), chunk_bytes)
+            job = _prepare(pieces, config, work, base, onto)
+            _second_looks(job)
+            _decide(job)
+            settled = _settle(job, uris)
+            made = _publish(job, settled, root_uri, parents, onto)
+        except UserError:
+            work.remove()  # Started again, it would end the same way.
+            raise
+        except RayError as error:
+            if (ours := _ours(error)) is None:
+                raise
+            raise ours from error
+        work.remove()
+    log.info("curate: %s", settled["summary"])
     if output_uri is not None:
         artifact.copy(made, output_uri)
     return made
 
 
-def _read(files: Sequence[tuple[str, str]], config: CurateConfig) -> Blocks:
-    """Prepared blocks of rows, in whatever order they come."""
-    with DataContext.current(_quiet(DataContext.get_current())):
-        dataset = ray.data.from_items(
-            [{"uri": uri, "source": name} for uri, name in files], override_num_blocks=len(files)
-        ).map_batches(
-            _prepare, batch_size=1, batch_format="pyarrow", fn_kwargs={"config": config}, zero_copy_batch=True
-        )
-        blocks: Blocks = []
-        num_rows, began, spoke = 0, time.monotonic(), time.monotonic()
-        for bundle in dataset.iter_internal_ref_bundles():
-            blocks.extend(bundle.block_refs)
-            num_rows += bundle.num_rows() or 0
-            if (now := time.monotonic()) - spoke > _PROGRESS_EVERY_S:
-                spoke = now
-                log.info("curate: read %s rows, %s rows/s", f"{num_rows:,}", f"{num_rows / (now - began):,.0f}")
-    if not num_rows:
-        names = ", ".join(uri for uri, _ in files[:3])
-        raise InputError(f'the sources hold no rows: {names}; each line must be a JSON object such as {{"text": …}}')
-    return blocks
+def _prepare(pieces: Sequence[Chunk], config: CurateConfig, work: Work, base: str, onto: Artifact | None) -> Job:
+    """Make the files of all chunks, in whatever order."""
+    waiting = [number for number in range(len(pieces)) if not work.has(chunk_name(number))]
+    if len(waiting) < len(pieces):
+        log.info("curate: %d of %d chunks are prepared already", len(pieces) - len(waiting), len(pieces))
+    progress = Progress("prepare", sum(pieces[number].bytes for number in waiting))
+    if waiting:
+        with DataContext.current(_quiet(DataContext.get_current())):
+            items = [{"number": number, "chunk": pieces[number]} for number in waiting]
+            dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+                _prepare_chunk, fn_kwargs={"config": config, "work": work}
+            )
+            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for done in batch.to_pylist():
+                    progress.add(pieces[done["number"]].bytes, done["rows"])
+    facts = [work.facts(chunk_name(number)) for number in range(len(pieces))]
+    places = locate(work, pieces, facts)
+    return Job(
+        config=config,
+        work=work,
+        places=places,
+        base=base,
+        entries=sum(fact["entries"] for fact in facts),
+        onto=None if onto is None else (onto.uri, onto.digest),
+    )
+
+
+def _prepare_chunk(item: Mapping[str, Any], config: CurateConfig, work: Work) -> dict[str, int]:
+    facts = stages.chunk(config, work, item["number"], item["chunk"])
+    return {"number": item["number"], "rows": facts["rows"]}
 
 
 def _quiet(context: DataContext) -> DataContext:
@@ -123,112 +155,169 @@ def _quiet(context: DataContext) -> DataContext:
     return context
 
 
-def _prepare(batch: pa.Table, config: CurateConfig) -> Iterator[pa.Table]:
-    for file in batch.to_pylist():
-        yield from prepare_file(file["uri"], file["source"], config, _BATCH_ROWS)
+def _second_looks(job: Job) -> None:
+    numbers = range(job.places.num_chunks)
+    looks = range(len(corpus_measures(job.config)))
+    if not looks:
+        return
+    _run("survey", stages.survey, job, [(look, number) for look in looks for number in numbers])
+    _run("fit", stages.fit, job, [(look,) for look in looks])
+    _run("score", stages.score, job, [(look, number) for look in looks for number in numbers])
 
 
-def _decide(blocks: Blocks, config: CurateConfig, quarantine: Sequence[Mapping[str, Any]]) -> tuple[Candidates, Fates]:
-    candidates = _candidates.remote(config, *[_small.remote(block) for block in blocks])
-    found: Candidates = ray.get(candidates)
-    if not found.table.num_rows:
-        first = quarantine[0]
+def _decide(job: Job) -> None:
+    """From small tables to what became of every document that met another."""
+    shards = -(-job.entries // ENTRIES_AT_ONCE)
+    if shards <= 1:
+        batches = _run("decide", stages.decide_at_once, job, [()])[0]
+    else:
+        _run("judge", stages.judge, job, [()])
+        _run("match", stages.shard, job, [(number, shards) for number in range(shards)])
+        batches = _run("join", stages.join, job, [(shards,)])[0]
+    _run("verify", stages.verify, job, [(number,) for number in range(batches)])
+
+
+def _settle(job: Job, uris: Sequence[str]) -> dict[str, Any]:
+    if not job.places.num_rows and not job.places.bad_C.any():
         raise InputError(
-            f"none of the {len(quarantine):,} records can be read; the first is {first['source']}, row {first['row']}: "
-            f"{first['reason']}"
+            f'the sources hold no rows: {", ".join(uris[:3])}; each line must be a JSON object such as {{"text": …}}'
         )
-    wanted = _wanted(found)
-    parts = [_shingles.remote(blocks[block], at, config) for block, at in wanted.items()]
-    fates: Fates = ray.get(_settle.remote(config, candidates, list(wanted), *parts))
-    if not fates.kept.any():
+    settled: dict[str, Any] = _run("settle", stages.settle, job, [()])[0]
+    if not job.places.num_rows:
+        first = settled["first_bad"]
         raise InputError(
-            f"all {len(fates.kept):,} rows were removed: loosen outliers.rules; the first failed {found.failures[0]}"
+            f"none of the {int(job.places.bad_C.sum()):,} records can be read; the first is {first['source']}, row "
+            f"{first['row']}: {first['reason']}"
         )
-    return found, fates
+    if not settled["kept"] and job.onto is None:
+        rules = ", ".join(f"{count:,} by {rule}" for rule, count in settled["report"]["rules"].items())
+        raise InputError(f"all {settled['removed']:,} rows were removed: loosen outliers.rules ({rules})")
+    return settled
 
 
-def _wanted(found: Candidates) -> dict[int, np.ndarray[Any, np.dtype[np.int64]]]:
-    """Where the compared documents lie: row numbers by block."""
-    rows = found.documents[found.compared]
-    block, at = found.table["block"].to_numpy()[rows], found.table["at"].to_numpy()[rows]
-    return {int(number): at[block == number] for number in np.unique(block)}
+def _publish(
+    job: Job,
+    settled: Mapping[str, Any],
+    root_uri: str | None,
+    parents: Mapping[str, str] | None,
+    onto: Artifact | None,
+) -> Artifact:
+    """Write what is published, piece by piece, and seal it."""
+    per_part, work = job.config.rows_per_part, job.work
+    kept = 0 if onto is not None and not settled["kept"] else num_parts(settled["kept"], per_part)
+    removed = num_parts(settled["removed"], per_part)
+    shards = stages.index_shards(job, settled["kept"]) if kept else 0
+    calls: list[tuple[Callable[..., Any], tuple[int, ...]]] = [
+        *((stages.index_shard, (number, shards)) for number in range(shards)),
+        *((stages.kept, (part,)) for part in range(kept)),
+        *((stages.removed, (part,)) for part in range(removed)),
+        (stages.clusters, ()),
+    ]
+    _run_all("write", job, calls)
+    with artifact.draft("dataset", root_uri=root_uri) as draft:
+        files = _Files(draft.folder)
+        first = generation = 0
+        if onto is not None:
+            first, generation = files.take_over(onto)
+        for part in range(kept):
+            files.take(work, f"kept/{part:05d}", {"part.parquet": f"kept/part-{first + part:05d}.parquet"})
+        for part in range(removed):
+            files.take(work, f"removed/{part:05d}", {"part.parquet": f"removed/part-{part:05d}.parquet"})
+        files.take(work, "clusters", {"part.parquet": "clusters/part-00000.parquet"})
+        for shard in range(shards):
+            name = f"index/{shard:05d}"
+            files.take(work, name, {file: f"index/{generation:05d}/{file}" for file in work.facts(name)})
+        if onto is None:
+            (draft.folder / "index" / SETTINGS).write_bytes(settings_bytes(job.config, stages.limits(job)))
+        quarantine = {f"{name}.jsonl": f"quarantine/{name}.jsonl" for name in ("quarantined", "lost")}
+        files.take(work, "fates", {**quarantine, "report.json": "report.json", "report.html": "report.html"})
+        return draft.seal(
+            parents={**(parents or {}), **({} if onto is None else {"against": onto.digest})},
+            config={**_plain(job.config), "source_root": job.base},
+            report=settled["report"],
+            outside_digest=("report.json", "report.html"),
+            known=files.known,
+        )
 
 
-def _files(
-    blocks: Blocks,
-    found: Candidates,
-    fates: Fates,
-    quarantine: Sequence[Mapping[str, Any]],
-    config: CurateConfig,
-) -> Iterator[tuple[str, bytes]]:
-    """Relative path and bytes of every data file."""
-    tasks: dict[str, Any] = {}
-    for folder, make, rows in (("kept", outputs.kept, fates.kept), ("removed", outputs.removed, ~fates.kept)):
-        for number, part in enumerate(outputs.parts(np.flatnonzero(rows), config.rows_per_part)):
-            places = found.table.select(["block", "at"]).take(pa.array(part))
-            needed = np.unique(places["block"].to_numpy())
-            extra = outputs.fate_columns(part, found, fates) if folder == "removed" else None
-            tasks[f"{folder}/part-{number:05d}.parquet"] = _part.remote(
-                make, places, extra, config, needed.tolist(), *[blocks[block] for block in needed]
-            )
-    for name, reference in tasks.items():
-        yield name, ray.get(reference)
-    yield "clusters/part-00000.parquet", outputs.clusters(found, fates)
-    for name in ("quarantined", "lost"):
-        yield f"quarantine/{name}.jsonl", outputs.lines(record for record in quarantine if record["status"] == name)
+class _Files:
+    """A snapshot's folder being filled with links where that can be, else copies; digests that are known are kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.known: dict[str, str] = {}
+        self._folder = folder
+
+    def take(self, work: Work, piece: str, names: Mapping[str, str]) -> None:
+        """Files of a piece, under their names in the snapshot."""
+        facts, folder = work.facts(piece), work.path(piece)
+        for file, name in names.items():
+            self._link(folder / file, name)
+            digest = facts.get(file) or (facts.get("sha256") if file == "part.parquet" else None)
+            if digest is not None:
+                self.known[name] = digest
+
+    def take_over(self, onto: Artifact) -> tuple[int, int]:
+        """The rows and index of another snapshot; returns how many parts and generations it has."""
+        folder = onto.local()
+        for name, digest in artifact.digests(onto).items():
+            if name.startswith(("kept/", "index/")):
+                self._link(folder / name, name)
+                self.known[name] = digest
+        parts = [name for name in self.known if name.startswith("kept/")]
+        return len(parts), len({name.split("/")[1] for name in self.known if name.count("/") == 2})
+
+    def _link(self, source: Path, name: str) -> None:
+        target = self._folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # another disk
+            shutil.copyfile(source, target)
 
 
-def _remote(function: Callable[..., Any]) -> Any:
-    return ray.remote(num_cpus=1)(function)
+def _run(stage: str, function: Callable[..., Any], job: Job, calls: Sequence[tuple[int, ...]]) -> list[Any]:
+    """Call a function of `stages` for each tuple of arguments, as Ray tasks; results in order of the calls."""
+    return _run_all(stage, job, [(function, call) for call in calls])
 
 
-@_remote
-def _select(block: pa.Table, columns: Sequence[str]) -> pa.Table:
-    return block.filter(pa.compute.not_equal(block["status"], "row")).select(columns)
+def _run_all(stage: str, job: Job, calls: Sequence[tuple[Callable[..., Any], tuple[int, ...]]]) -> list[Any]:
+    began = time.monotonic()
+    given = ray.put(job)
+    # More than there are cores, so that none waits for the driver; not all, so that a million pieces do not queue up.
+    window = 2 * max(8, int(ray.cluster_resources().get("CPU", 1)))
+    results: list[Any] = [None] * len(calls)
+    running: dict[Any, int] = {}
+    waiting = iter(enumerate(calls))
+    progress = Progress(stage, len(calls))
+    while True:
+        while len(running) < window and (following := next(waiting, None)) is not None:
+            number, (function, arguments) = following
+            running[_call.remote(function, given, arguments)] = number
+        if not running:
+            break
+        done, _ = ray.wait(list(running), timeout=EVERY_S)
+        for reference in done:
+            results[running.pop(reference)] = ray.get(reference)
+        progress.add(len(done))
+    log.debug("curate: %s took %.1f s", stage, time.monotonic() - began)
+    return results
 
 
-@_remote
-def _small(block: pa.Table) -> pa.Table:
-    numbered = block.append_column("at", pa.array(np.arange(block.num_rows)))
-    return numbered.filter(pa.compute.equal(block["status"], "row")).select([*decide.SMALL, "at"])
+def _call_stage(function: Callable[..., Any], job: Job, arguments: tuple[int, ...]) -> Any:
+    return function(job, *arguments)
 
 
-@_remote
-def _candidates(config: CurateConfig, *small: pa.Table) -> Candidates:
-    return decide.find_candidates(config, small)
+_call = ray.remote(num_cpus=1, max_retries=_RETRIES)(_call_stage)
 
 
-@_remote
-def _shingles(block: pa.Table, at: np.ndarray[Any, Any], config: CurateConfig) -> tuple[Any, Any]:
-    return minhash.shingle(outputs.near_texts(block, at, config), config.dedup.shingle_words)
-
-
-@_remote
-def _settle(config: CurateConfig, found: Candidates, order: Sequence[int], *parts: tuple[Any, Any]) -> Fates:
-    shingles, offsets = outputs.gather_shingles(found, dict(zip(order, parts, strict=True)))
-    return decide.settle(config, found, shingles, offsets)
-
-
-@_remote
-def _part(
-    make: Callable[..., bytes],
-    places: pa.Table,
-    extra: pa.Table | None,
-    config: CurateConfig,
-    order: Sequence[int],
-    *blocks: pa.Table,
-) -> bytes:
-    return make(outputs.collect(places, dict(zip(order, blocks, strict=True))), extra, config)
-
-
-@_remote
-def _examples(wanted: Mapping[str, Any], *blocks: pa.Table) -> dict[str, Any]:
-    return outputs.examples(wanted, blocks)
+def _ours(error: BaseException) -> LLMRayError | None:
+    """What went wrong in a worker, said in our own words there."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, LLMRayError):
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return seen
 
 
 def _plain(config: CurateConfig) -> dict[str, Any]:
     plain: dict[str, Any] = orjson.loads(canonical_json(config))
     return plain
-
-
-_JSON = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE

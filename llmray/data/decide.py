@@ -1,13 +1,12 @@
-"""From the small table (ids, keys, buckets, failed rules) to a fate for every row. Pure; text never comes here.
+"""A fate for every row: what rules and exact repeats say (`judge`), and what verified near repeats add (`settle`).
 
-Rows are first put in an order of their own, by id, source and row number, so that nothing depends on which block came
-first. Then: rules, exact repeats, candidates. The shingles of the candidates are fetched from where the text lies, and
-`settle` verifies and decides. A row costs some
-hundred bytes here, so one task decides up to tens of millions of them; that seam is `find_candidates` and `settle`.
-Rejected: Ray's shuffle, which costs more than all of this below that size, and moves the text.
+Rows are known by their numbers (`places`), in order of source and place, so nothing depends on how sources were cut or
+who read them. A row costs some hundred bytes here, so one task judges tens of millions; the bucket names, of which a
+row has twenty, are what is sharded (`buckets`). A row that exact rules or learned limits fail takes part in nothing
+further: it must be nobody's better copy. Which copy stays is a rank: what `config.keep` says, then the content id.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -15,166 +14,154 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from llmray.data import near
-from llmray.data.components import Resolution, resolve
 from llmray.data.config import CurateConfig
-from llmray.data.exact import first_of_each
-from llmray.data.minhash import I64, U64
-from llmray.data.rules import Failure, failure, robust_limits
+from llmray.data.exact import first_of_each, halves
+from llmray.data.limits import F64, Limits, learn_limits, learned_measures, unusual
+from llmray.data.places import Places, chunk_name
+from llmray.data.tables import FAILED, mapped
+from llmray.data.verify import Verdicts
 
-SMALL = ("id", "source", "row", "shape", "kind", "length", "exact", "bands", "failed")
-"""Columns of the work table that decide."""
+I64 = NDArray[np.int64]
+I8 = NDArray[np.int8]
+Keys = tuple[NDArray[np.uint64], NDArray[np.uint64]]
+
+KEPT, FAILED_RULES, EXACT, NEAR = range(4)
+"""Fates."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Candidates:
-    """All rows in their own order, what is decided already, and whose shingles must be compared."""
+class Judged:
+    """What is known of R rows before any text is compared."""
 
-    table: pa.Table
-    """The small table without bands, and `block` and `at`, where each row lies; sorted [R]."""
-    failures: list[list[Failure]]
-    """Rules that each row failed [R]."""
-    limits: dict[str, tuple[float, float]]
-    """Lengths that count as usual, learned for each kind."""
-    copy_of: I64
-    """The row of which each is an exact copy: its own number where it is none, or has failed a rule [R]."""
-    documents: I64
-    """Rows that take part in the search for near repeats, by rank: the number of a document is its place here [D]."""
-    buckets: list[I64]
-    """Documents that met in a bucket."""
-    compared: I64
-    """Documents that are in some bucket, sorted: their shingles are needed."""
+    kind_R: I8
+    length_R: I64
+    rank_R: I64
+    """A permutation; 0 is the best."""
+    living_R: NDArray[np.bool_]
+    """Rows that failed nothing."""
+    copy_of_R: I64
+    """The row that each is an exact copy of, its own number where it is none; an old row p is R + p."""
+
+    @property
+    def original(self) -> NDArray[np.bool_]:
+        """Rows that take part in the search for near repeats, if they have bucket names."""
+        return np.asarray(self.living_R & (self.copy_of_R == np.arange(len(self.copy_of_R))))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fates:
-    """What becomes of each row [R], in the order of `Candidates.table`."""
+    """What becomes of R rows; an old row p, of the snapshot that is added to, is R + p."""
 
-    kept: NDArray[np.bool_]
-    match: NDArray[np.str_]
-    """`exact`, `near`, or empty for a row that repeats nothing."""
-    matched: I64
+    fate_R: I8
+    matched_R: I64
     """The kept row that each repeats; its own number where it repeats nothing."""
-    similarity: NDArray[np.float64]
-    cluster: I64
+    similarity_R: F64
+    cluster_R: I64
     """The best row of its cluster; its own number for a row without repeats, -1 for one that failed a rule."""
-    num_candidates: int
-    num_skipped: int
 
 
-def find_candidates(config: CurateConfig, blocks: Sequence[pa.Table]) -> Candidates:
-    """Judge rows by what is known of each, and find the pairs that must be looked at.
+def judge(
+    config: CurateConfig,
+    places: Places,
+    *,
+    failed: pa.Table,
+    values: Mapping[str, F64],
+    known: Limits,
+    old_exact: Sequence[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]],
+) -> tuple[Judged, pa.Table, Limits]:
+    """Judge rows by what is known of each.
 
     Args:
-        blocks: the `SMALL` columns of every block of rows; `block` and `at` name their places.
+        failed: fixed rules that were failed, as `FAILED`, with numbers of rows.
+        values: what second looks found of each row [R], NaN where they do not apply.
+        known: learned limits of the snapshot that is added to.
+        old_exact: its exact keys: sorted, as two halves, with the old rows' numbers; segment by segment.
+
+    Returns:
+        What was found, all failures by row, and the learned limits.
     """
-    table = _in_order(blocks)
-    failures, limits = _failures(table, config)
-    rank = _rank(table, config)
-    num_rows = table.num_rows
-    alive = np.array([not failed for failed in failures], bool)
-    copy_of = np.arange(num_rows)
+    learned = [one.name for one in learned_measures(config)]
+    small = places.small(["id", "kind", "length", "exact", "quality", *learned])
+    kind_R, length_R = small["kind"], small["length"]
+    sound = np.ones(places.num_rows, bool)
+    sound[failed["row"].to_numpy()] = False
+    lengths = np.where(length_R > 0, length_R, 0).astype(np.float64)
+    measures = {"length_outlier": lengths, **{name: small[name] for name in learned}, **values}
+    limits = learn_limits(config, kind_R, sound, measures, known)
+    failures = pa.concat_tables([failed, unusual(limits, kind_R, measures)])
+    failures = failures.take(pa.array(np.argsort(failures["row"].to_numpy(), kind="stable")))
+    living = sound.copy()
+    living[failures["row"].to_numpy()] = False
+    rank_R = _rank(config, places, small)
+    copy_of = np.arange(places.num_rows)
     if config.dedup.exact:
-        living = np.flatnonzero(alive)
-        keys = _fixed_bytes(table["exact"])[living]
-        copy_of[living] = living[first_of_each(keys, np.argsort(np.argsort(rank[living])))]
-    original = alive & (copy_of == np.arange(num_rows))
-    has_bands = np.asarray(table["bands"].combine_chunks().is_valid())
-    documents = np.flatnonzero(original & has_bands)
-    documents = documents[np.argsort(rank[documents])]
-    bands = table["bands"].combine_chunks().take(pa.array(documents))
-    num_bands = config.dedup.banding().num_bands
-    bands_DN = bands.flatten().to_numpy().reshape(len(documents), num_bands)
-    _, kind = np.unique(np.asarray(table["kind"].to_pylist(), dtype=str)[documents], return_inverse=True)
-    buckets = near.candidates(bands_DN, kind)
-    return Candidates(
-        table=table.drop_columns(["bands", "exact", "failed"]),
-        failures=failures,
-        limits=limits,
-        copy_of=copy_of,
-        documents=documents,
-        buckets=buckets,
-        compared=np.unique(np.concatenate(buckets)) if buckets else np.zeros(0, np.int64),
-    )
+        alive = np.flatnonzero(living)
+        keys = halves(small["exact"][alive])
+        copy_of[alive] = alive[first_of_each(keys, rank_R[alive])]
+        for high, low, rows in old_exact:
+            old = look_up((high, low, rows), keys)
+            known_R = (old >= 0) & (copy_of[alive] < places.num_rows)
+            copy_of[alive[known_R]] = old[known_R] + places.num_rows
+    judged = Judged(kind_R=kind_R, length_R=length_R, rank_R=rank_R, living_R=living, copy_of_R=copy_of)
+    return judged, failures.cast(FAILED), limits
 
 
-def settle(config: CurateConfig, found: Candidates, shingles_S: U64, offsets_C1: I64) -> Fates:
-    """Verify the candidates and decide every row.
-
-    Args:
-        shingles_S: shingles of the compared documents, one after another.
-        offsets_C1: where each begins, in the order of `found.compared`.
-    """
-    num_rows = found.table.num_rows
-    alive = np.array([not failed for failed in found.failures], bool)
-    matched, similarity = found.copy_of.copy(), np.ones(num_rows)
-    cluster = np.where(alive, np.arange(num_rows), -1)
-    resolution, edges = _resolve(config, found, shingles_S, offsets_C1)
-    rows = found.documents[found.compared]
-    matched[rows] = rows[resolution.kept_for]
-    similarity[rows] = resolution.similarity
-    cluster[rows] = rows[resolution.cluster]
+def settle(judged: Judged, verdicts: Sequence[Verdicts]) -> Fates:
+    """Put together what is known of every row."""
+    num_rows = len(judged.copy_of_R)
+    everyone = np.arange(num_rows)
+    matched, similarity = judged.copy_of_R.copy(), np.ones(num_rows)
+    cluster = np.where(judged.living_R, everyone, -1)
+    for verdict in verdicts:
+        matched[verdict.rows_C] = verdict.kept_for_C
+        similarity[verdict.rows_C] = verdict.similarity_C
+        cluster[verdict.rows_C] = verdict.cluster_C
+    fate = np.where(judged.living_R, np.where(matched == everyone, KEPT, NEAR), FAILED_RULES).astype(np.int8)
+    copies = np.flatnonzero(judged.copy_of_R != everyone)
+    originals = judged.copy_of_R[copies]
+    fate[copies] = EXACT
+    old = originals >= num_rows
+    cluster[copies[old]] = originals[old]
     # A copy follows its original: its words are the same, so it repeats the same kept row, just as closely.
-    copies = np.flatnonzero(found.copy_of != np.arange(num_rows))
-    originals = found.copy_of[copies]
+    copies, originals = copies[~old], originals[~old]
     similarity[copies], cluster[copies] = similarity[originals], cluster[originals]
-    match = np.where(matched == np.arange(num_rows), "", "near").astype("<U5")
-    match[copies] = np.where(matched[originals] == originals, "exact", "near")
+    fate[copies] = np.where(matched[originals] == originals, EXACT, NEAR)
     matched[copies] = matched[originals]
-    return Fates(
-        kept=alive & (match == ""),
-        match=match,
-        matched=matched,
-        similarity=similarity,
-        cluster=cluster,
-        num_candidates=edges.num_candidates,
-        num_skipped=edges.num_skipped,
-    )
+    return Fates(fate_R=fate, matched_R=matched, similarity_R=similarity, cluster_R=cluster)
 
 
-def _resolve(
-    config: CurateConfig, found: Candidates, shingles_S: U64, offsets_C1: I64
-) -> tuple[Resolution, near.Edges]:
-    number = np.full(len(found.documents), -1, np.int64)
-    number[found.compared] = np.arange(len(found.compared))
-    documents = near.Shingled(shingles_S, offsets_C1)
-    edges = near.verify([number[bucket] for bucket in found.buckets], documents, config.dedup.threshold)
-    return resolve(len(found.compared), edges, documents, config.dedup.threshold), edges
+def look_up(index: tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]], keys: Keys) -> I64:
+    """The row that has each key in a sorted index of 128-bit keys, or -1."""
+    high, low, rows = index
+    found = np.full(len(keys[0]), -1, np.int64)
+    begin, end = np.searchsorted(high, keys[0]), np.searchsorted(high, keys[0], side="right")
+    # Two keys of a corpus hardly ever share 64 bits: one step is nearly always the whole search.
+    for step in range(int((end - begin).max(initial=0))):
+        place = begin + step
+        here = np.flatnonzero((place < end) & (found < 0))
+        match = here[low[place[here]] == keys[1][here]]
+        found[match] = rows[place[match]]
+    return found
 
 
-def _in_order(blocks: Sequence[pa.Table]) -> pa.Table:
-    placed = [
-        block.append_column("block", pa.array(np.full(block.num_rows, number, np.int64)))
-        for number, block in enumerate(blocks)
-    ]
-    table = pa.concat_tables(placed)
-    return table.sort_by([("id", "ascending"), ("source", "ascending"), ("row", "ascending")]).combine_chunks()
+def read_failed(places: Places) -> pa.Table:
+    """The fixed rules that were failed, with numbers of rows."""
+    tables = [FAILED.empty_table()]
+    for chunk in range(places.num_chunks):
+        table = mapped(places.work.path(chunk_name(chunk)) / "failed.arrow")
+        rows = pa.array(table["row"].to_numpy() + places.bases_C1[chunk])
+        tables.append(table.set_column(0, FAILED.field("row"), rows))
+    return pa.concat_tables(tables)
 
 
-def _failures(table: pa.Table, config: CurateConfig) -> tuple[list[list[Failure]], dict[str, tuple[float, float]]]:
-    failures = [[Failure(**failed) for failed in row or []] for row in table["failed"].to_pylist()]
-    limits: dict[str, tuple[float, float]] = {}
-    if "length_outlier" not in config.outliers.rules:
-        return failures, limits
-    kinds, lengths = np.asarray(table["kind"].to_pylist(), dtype=str), table["length"].to_numpy()
-    sound = np.array([not failed for failed in failures], bool)
-    for kind in sorted(set(kinds.tolist())):
-        # Learned from rows that pass the other rules: a thousand empty rows must not make a usual length unusual.
-        low, high = robust_limits(lengths[(kinds == kind) & sound], config.outliers.length_mads)
-        limits[kind] = (low, high)
-        for row in np.flatnonzero((kinds == kind) & ((lengths < low) | (lengths > high))):
-            if (outlier := failure("length_outlier", float(lengths[row]), low, high)) is not None:
-                failures[row].append(outlier)
-    return failures, limits
-
-
-def _rank(table: pa.Table, config: CurateConfig) -> I64:
-    """A permutation of the rows, best first: longer, from a better source, then by content id and place."""
-    sources = table["source"].combine_chunks().dictionary_encode()
-    priority = np.array([_priority(source, config) for source in sources.dictionary.to_pylist()], np.int64)
-    priority = priority[sources.indices.to_numpy()] if len(priority) else np.zeros(0, np.int64)
-    # The table is in order of id, source and row, and the sort is stable: ties fall as they should.
-    order = np.lexsort((priority, -table["length"].to_numpy()))
+def _rank(config: CurateConfig, places: Places, small: Mapping[str, NDArray]) -> I64:  # type: ignore[type-arg]
+    """A permutation of the rows, best first, by what `config.keep` says, then by content id and place."""
+    priority = np.array([_priority(source, config) for source in places.sources], np.int64)
+    of_row = np.repeat(priority, np.diff(places.source_bases))
+    by = {"quality": -small["quality"], "length": -small["length"], "source": of_row}
+    high, low = halves(small["id"])
+    # The rows are in order of source and place, and the sort is stable: ties fall as they should.
+    order = np.lexsort((low, high, *(by[name] for name in reversed(config.keep))))
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     return rank
@@ -183,10 +170,3 @@ def _rank(table: pa.Table, config: CurateConfig) -> I64:
 def _priority(source: str, config: CurateConfig) -> int:
     matches = (place for place, pattern in enumerate(config.source_priority) if fnmatchcase(source, pattern))
     return next(matches, len(config.source_priority))
-
-
-def _fixed_bytes(column: pa.ChunkedArray) -> NDArray[np.void]:
-    array = column.combine_chunks()
-    width = array.type.byte_width
-    data = np.frombuffer(array.buffers()[1], np.uint8)[array.offset * width : (array.offset + len(array)) * width]
-    return data.view(f"V{width}")

@@ -36,29 +36,33 @@ def diff(uri_a: str, uri_b: str, *, examples: int = 5) -> RowDiff:
         NotFoundError: one of them is no snapshot.
     """
     a, b = (load_rows(uri, columns=["id", "split"]) for uri in (uri_a, uri_b))
-    ids_a, ids_b = (_strings(table["id"]) for table in (a, b))
+    ids_a, ids_b = (_ids(table["id"]) for table in (a, b))
     shared, at_a, at_b = np.intersect1d(ids_a, ids_b, return_indices=True)
     added, removed = np.setdiff1d(ids_b, ids_a), np.setdiff1d(ids_a, ids_b)
     return RowDiff(
         added=len(added),
         removed=len(removed),
         kept=len(shared),
-        moved=int((_strings(a["split"])[at_a] != _strings(b["split"])[at_b]).sum()),
+        moved=int((_split(a)[at_a] != _split(b)[at_b]).sum()),
         added_examples=_show(uri_b, added[:examples]),
         removed_examples=_show(uri_a, removed[:examples]),
     )
 
 
-def _strings(column: pa.ChunkedArray) -> NDArray[np.str_]:
-    return np.asarray(column.to_pylist(), dtype=str)
+def _ids(column: pa.ChunkedArray) -> NDArray[np.bytes_]:
+    return np.asarray(column.cast(pa.binary()).to_pylist(), dtype="S64")
 
 
-def _show(uri: str, ids: NDArray[np.str_]) -> list[dict[str, str]]:
+def _split(table: pa.Table) -> NDArray[np.str_]:
+    return np.asarray(table["split"].to_pylist(), dtype=str)
+
+
+def _show(uri: str, ids: NDArray[np.bytes_]) -> list[dict[str, str]]:
     if not len(ids):
         return []
-    rows = load_rows(uri)
-    rows = rows.filter(pa.compute.is_in(rows["id"], pa.array(ids.tolist(), pa.string())))
-    return [{"id": row["id"], "shape": row["shape"], "excerpt": _excerpt(row)} for row in rows.to_pylist()]
+    wanted = [id_.decode() for id_ in ids.tolist()]
+    rows = {row["id"]: row for row in load_rows(uri, ids=wanted).to_pylist()}
+    return [{"id": id_, "shape": rows[id_]["shape"], "excerpt": _excerpt(rows[id_])} for id_ in wanted]
 
 
 def _excerpt(row: dict[str, Any]) -> str:

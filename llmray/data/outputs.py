@@ -1,46 +1,176 @@
-"""What a curation writes, as bytes: kept and removed rows, clusters, quarantine. Pure; rows in a fixed order."""
+"""What a curation writes: kept and removed rows in parts, clusters, quarantine, index. Pure; rows in order of place.
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+Each part is made by itself from the chunks that hold its rows, read through memory maps: text goes from the work folder
+into the part and nowhere else.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import compute, parquet
 
+from llmray.data import index
+from llmray.data.buckets import shard_bounds
 from llmray.data.config import CurateConfig
-from llmray.data.decide import Candidates, Fates
-from llmray.data.minhash import I64, U64
+from llmray.data.decide import EXACT, FAILED_RULES, NEAR, Fates
+from llmray.data.exact import halves
+from llmray.data.index import OldRows
+from llmray.data.places import Places, chunk_name, rows_of
 from llmray.data.rows import Row
-from llmray.data.tables import CLUSTERS, CONTENT, REMOVED, SNAPSHOT, WORK, parquet_bytes
+from llmray.data.tables import (
+    CLUSTERS,
+    REASONS,
+    REMOVED,
+    SAID,
+    SNAPSHOT,
+    array,
+    group_cuts,
+    hexadecimal,
+    mapped,
+    shapes,
+)
 from llmray.digest import fraction_of
 
-QUARANTINE = ("status", "source", "row", "reason", "raw", "lost_rows")
+I64 = NDArray[np.int64]
+
+_EXCERPT = 300
+_ROWS_AT_ONCE = 2048
+_CLUSTER_ROWS = 1_000_000
+MATCH = {EXACT: "exact", NEAR: "near"}
 
 
-def parts(rows: I64, rows_per_part: int) -> list[I64]:
-    """Rows cut into parts of one size; one empty part where there are none, so that the schema is on disk."""
-    return [rows[low : low + rows_per_part] for low in range(0, max(1, len(rows)), rows_per_part)]
+def num_parts(num_rows: int, rows_per_part: int) -> int:
+    """Parts of one size; an empty one where there are no rows, so that the schema is on disk."""
+    return max(1, -(-num_rows // rows_per_part))
 
 
-def collect(places: pa.Table, blocks: Mapping[int, pa.Table]) -> pa.Table:
-    """Rows from the blocks that hold them, in the order of `places` (columns `block` and `at`)."""
-    block_of, at = places["block"].to_numpy(), places["at"].to_numpy()
-    taken, order = [], []
-    for number, block in sorted(blocks.items()):
-        here = np.flatnonzero(block_of == number)
-        taken.append(block.take(pa.array(at[here])))
-        order.append(here)
-    if not taken:
-        return WORK.empty_table()
-    back = np.argsort(np.concatenate(order))
-    return pa.concat_tables(taken).take(pa.array(back))
-
-
-def kept(rows: pa.Table, _: None, config: CurateConfig) -> bytes:
+def write_kept(path: Path, places: Places, rows: I64, config: CurateConfig) -> None:
     """A file of the snapshot."""
-    keys = [group or id_ for group, id_ in zip(rows["group"].to_pylist(), rows["id"].to_pylist(), strict=True)]
-    split = pa.array([split_of(key, config.heldout_fraction, config.validation_fraction) for key in keys], pa.string())
-    return parquet_bytes(rows.append_column("split", split).select(SNAPSHOT.names).cast(SNAPSHOT))
+    _write(path, SNAPSHOT, rows, lambda some: _kept(places, some, config))
+
+
+def write_removed(
+    path: Path, places: Places, rows: I64, *, fates: Fates, failures: pa.Table, old: OldRows | None
+) -> None:
+    """A file of rows that went, and why."""
+    _write(path, REMOVED, rows, lambda some: _removed(places, some, fates, failures, old))
+
+
+def write_clusters(path: Path, places: Places, fates: Fates, old: OldRows | None) -> None:
+    """Every cluster of two rows or more, by its best row's place; clusters of old rows come last."""
+    rows = clustered(fates)
+    with _writer(path, CLUSTERS) as writer:
+        for low in range(0, max(1, len(rows)), _CLUSTER_ROWS):
+            some = rows[low : low + _CLUSTER_ROWS]
+            source, row = places.source_and_row(some)
+            columns = {
+                "cluster": hexadecimal(ids_of(places, old, fates.cluster_R[some])),
+                "id": hexadecimal(places.ids(some)),
+                "kept_id": hexadecimal(ids_of(places, old, fates.matched_R[some])),
+                "similarity": pa.array(np.asarray(fates.similarity_R[some])),
+                "source": source,
+                "row": pa.array(row),
+            }
+            writer.write_table(pa.table(columns, schema=CLUSTERS))
+
+
+def clustered(fates: Fates) -> I64:
+    """Rows of clusters of two or more, by cluster."""
+    cluster = np.asarray(fates.cluster_R)
+    rows = np.flatnonzero(cluster >= 0)
+    order = rows[np.argsort(cluster[rows], kind="stable")]
+    label = cluster[order]
+    starts = np.flatnonzero(np.concatenate(([True], label[1:] != label[:-1]))) if len(label) else np.zeros(0, int)
+    sizes = np.diff(np.append(starts, len(label)))
+    # An old row is in no list of new rows, so a cluster of its own has one new row or more.
+    several = (sizes > 1) | (label[starts] >= len(cluster))
+    return order[np.repeat(several, sizes)]
+
+
+def write_quarantine(folder: Path, places: Places) -> dict[str, Any]:
+    """The files of records that are no rows and of parts that could not be read; returns what there is to tell."""
+    counts: dict[str, int] = {}
+    by_source: dict[str, int] = {}
+    losses: list[dict[str, Any]] = []
+    first: dict[str, Any] | None = None
+    files = {name: (folder / f"{name}.jsonl").open("wb") for name in ("quarantined", "lost")}
+    try:
+        for record in bad_records(places):
+            status = record.pop("status")
+            files[status].write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+            if status == "lost":
+                losses.append({name: record[key] for name, key in _LOSS.items() if key in record})
+            else:
+                counts[record["reason"]] = counts.get(record["reason"], 0) + 1
+                by_source[record["source"]] = by_source.get(record["source"], 0) + 1
+            first = first or record
+    finally:
+        for file in files.values():
+            file.close()
+    return {"reasons": counts, "sources": by_source, "losses": losses, "first": first}
+
+
+def bad_records(places: Places) -> Iterator[dict[str, Any]]:
+    """Records that are no rows, in order of place."""
+    for chunk in np.flatnonzero(places.bad_C).tolist():
+        source = places.sources[places.source_C[chunk]]
+        for record in mapped(places.work.path(chunk_name(chunk)) / "bad.arrow").to_pylist():
+            record["row"] += int(places.lines_C[chunk])
+            said = {name: value for name, value in record.items() if value is not None}
+            yield {"status": said.pop("status"), "source": source, **said}
+
+
+def write_index_shard(
+    folder: Path,
+    places: Places,
+    config: CurateConfig,
+    *,
+    kept_rows: I64,
+    first_row: int,
+    shard: int,
+    shards: int,
+) -> None:
+    """A shard of the index of kept rows, numbered from `first_row`."""
+    number_R = np.full(places.num_rows, -1, np.int64)
+    number_R[kept_rows] = first_row + np.arange(len(kept_rows))
+    assert first_row + len(kept_rows) < 1 << 32, "an index numbers rows with 32 bits"
+    high = low = np.zeros(0, np.uint64)
+    if config.dedup.exact:
+        high, low = halves(places.small(["exact"])["exact"][kept_rows])
+    mine = np.flatnonzero(index.in_shard(high, shard, shards))
+    names, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    for chunk in range(places.num_chunks):
+        path = places.work.path(chunk_name(chunk))
+        hashes = array(path / "hashes.npy")
+        inside = slice(*np.searchsorted(hashes, np.array(shard_bounds(shard, shards), np.uint64)))
+        owner = number_R[array(path / "owners.npy")[inside].astype(np.int64) + places.bases_C1[chunk]]
+        names.append(np.asarray(hashes[inside])[owner >= 0])
+        owners.append(owner[owner >= 0])
+    index.write_shard(
+        folder,
+        shard,
+        keys=(high[mine], low[mine]),
+        key_rows=number_R[kept_rows[mine]],
+        names=np.concatenate(names),
+        name_rows=np.concatenate(owners),
+    )
+
+
+def ids_of(places: Places, old: OldRows | None, rows: I64) -> NDArray[np.uint8]:
+    """Ids of rows, new ones and old ones."""
+    rows = np.asarray(rows)
+    ids = np.zeros((len(rows), 32), np.uint8)
+    new = rows < places.num_rows
+    ids[new] = places.ids(rows[new])
+    if old is not None:
+        ids[~new] = old.ids(rows[~new] - places.num_rows)
+    return ids
 
 
 def split_of(key: str, heldout_fraction: float, validation_fraction: float = 0.0) -> str:
@@ -51,113 +181,89 @@ def split_of(key: str, heldout_fraction: float, validation_fraction: float = 0.0
     return "validation" if place < heldout_fraction + validation_fraction else "train"
 
 
-def removed(rows: pa.Table, extra: pa.Table, _: CurateConfig) -> bytes:
-    """A file of rows that went, and why."""
-    table = rows.select(["id", "shape", "source", "row", "excerpt"])
-    for name in extra.schema.names:
-        table = table.append_column(extra.schema.field(name), extra[name])
-    return parquet_bytes(table.select(REMOVED.names).cast(REMOVED))
+def excerpt(row: Row) -> str:
+    """How the row begins, for a person."""
+    if row.shape == "text":
+        return (row.text or "")[:_EXCERPT]
+    if row.shape == "messages":
+        return "\n".join(f"{role}: {content}" for role, content in row.messages or ())[:_EXCERPT]
+    return f"prompt: {row.prompt}\nchosen: {row.chosen}\nrejected: {row.rejected}"[:_EXCERPT]
 
 
-def fate_columns(rows: I64, found: Candidates, fates: Fates) -> pa.Table:
-    """The columns of removed rows that say why."""
-    repeats = fates.match[rows] != ""
-    matched = pa.array(found.table["id"].take(pa.array(fates.matched[rows])).to_pylist(), pa.string())
-    reasons = [
-        [{"rule": f.rule, "value": f.value, "threshold": f.threshold} for f in found.failures[row]] for row in rows
-    ]
-    no = pa.scalar(None)
-    mask = pa.array(repeats)
-    return pa.table(
-        {
-            "reasons": pa.array(reasons, REMOVED.field("reasons").type),
-            "match": pa.compute.if_else(mask, pa.array(fates.match[rows].tolist(), pa.string()), no.cast(pa.string())),
-            "matched_id": pa.compute.if_else(mask, matched, no.cast(pa.string())),
-            "similarity": pa.compute.if_else(mask, pa.array(fates.similarity[rows]), no.cast(pa.float64())),
-        }
-    )
+def excerpts(table: pa.Table) -> pa.Array:
+    """How rows with the content columns begin."""
+    if not table["kind"].to_numpy().any():  # texts alone
+        cut = compute.utf8_slice_codeunits(table["text"], 0, _EXCERPT)
+        return cut.combine_chunks()
+    return pa.array([excerpt(row) for row in rows_of(table)], pa.string())
 
 
-def clusters(found: Candidates, fates: Fates) -> bytes:
-    """Every cluster of two rows or more, by its best row's id."""
-    member = fates.cluster >= 0
-    _, label, count = np.unique(fates.cluster[member], return_inverse=True, return_counts=True)
-    rows = np.flatnonzero(member)[count[label] > 1]
-    # Row numbers follow the ids, so this is by id of the cluster, then of the row.
-    rows = rows[np.lexsort((rows, fates.cluster[rows]))]
-    ids = found.table["id"]
-    table = found.table.take(pa.array(rows))
-    columns = {
-        "cluster": ids.take(pa.array(fates.cluster[rows])),
-        "kept_id": ids.take(pa.array(fates.matched[rows])),
-        "similarity": pa.array(fates.similarity[rows]),
+def _write(path: Path, schema: pa.Schema, rows: I64, make: Callable[[I64], pa.Table]) -> None:
+    with _writer(path, schema) as writer:
+        for low in range(0, max(1, len(rows)), _ROWS_AT_ONCE):
+            table = make(rows[low : low + _ROWS_AT_ONCE]).combine_chunks()
+            cuts = group_cuts(table)
+            for start, end in pairwise(cuts):
+                writer.write_table(table.slice(start, end - start), row_group_size=max(1, end - start))
+
+
+def _writer(path: Path, schema: pa.Schema) -> parquet.ParquetWriter:
+    few = [name for name in ("shape", "split", "source", "match", "cluster", "kept_id") if name in schema.names]
+    return parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=few)
+
+
+def _kept(places: Places, rows: I64, config: CurateConfig) -> pa.Table:
+    content = places.of(rows, "content.arrow", ["kind", *SAID])
+    source, row = places.source_and_row(rows)
+    ids = hexadecimal(places.ids(rows))
+    keys = [group or id_ for group, id_ in zip(content["group"].to_pylist(), ids.to_pylist(), strict=True)]
+    sides = [split_of(key, config.heldout_fraction, config.validation_fraction) for key in keys]
+    columns: Mapping[str, Any] = {
+        **{name: content[name] for name in SAID},
+        "id": ids,
+        "shape": shapes(content["kind"].to_numpy()),
+        "split": pa.array(sides, pa.string()),
+        "source": source,
+        "row": pa.array(row),
     }
-    for name in ("id", "source", "row"):
-        columns[name] = table[name]
-    return parquet_bytes(pa.table({name: columns[name] for name in CLUSTERS.names}).cast(CLUSTERS))
+    return pa.table([columns[name] for name in SNAPSHOT.names], schema=SNAPSHOT)
 
 
-def quarantine_records(tables: Iterable[pa.Table]) -> list[dict[str, Any]]:
-    """Quarantined records and losses of all blocks, by source and row."""
-    records = [record for table in tables for record in table.to_pylist()]
-    return sorted(records, key=lambda record: (record["source"], record["row"], record["status"]))
-
-
-def lines(records: Iterable[Mapping[str, Any]]) -> bytes:
-    """JSON lines of what each record has to say."""
-    return b"".join(
-        orjson.dumps(
-            {name: value for name, value in record.items() if value is not None and name != "status"},
-            option=orjson.OPT_APPEND_NEWLINE,
-        )
-        for record in records
-    )
-
-
-def near_texts(block: pa.Table, at: I64, config: CurateConfig) -> list[str]:
-    """What of some rows of a block is compared for near repeats."""
-    rows = rows_of(block.select(CONTENT).take(pa.array(at)))
-    return [config.dedup.near_text(row) or "" for row in rows]
-
-
-def rows_of(table: pa.Table) -> Iterator[Row]:
-    """The rows of a table with the content columns."""
-    for record in table.to_pylist():
-        turns = record["messages"]
-        yield Row(
-            shape=record["shape"],
-            text=record["text"],
-            messages=None if turns is None else tuple((turn["role"], turn["content"]) for turn in turns),
-            prompt=record["prompt"],
-            chosen=record["chosen"],
-            rejected=record["rejected"],
-            choices=None if record["choices"] is None else tuple(record["choices"]),
-            group=record["group"],
-        )
-
-
-def gather_shingles(found: Candidates, by_block: Mapping[int, tuple[U64, I64]]) -> tuple[U64, I64]:
-    """Shingles that were made block by block, in the order of `found.compared`."""
-    rows = found.documents[found.compared]
-    block = found.table["block"].to_numpy()[rows]
-    pieces: list[U64] = [np.zeros(0, np.uint64)] * len(rows)
-    for number, (shingles_S, offsets_D1) in by_block.items():
-        for document, place in enumerate(np.flatnonzero(block == number)):
-            pieces[place] = shingles_S[offsets_D1[document] : offsets_D1[document + 1]]
-    offsets = np.concatenate(([0], np.cumsum([len(piece) for piece in pieces], dtype=np.int64)))
-    return np.concatenate([np.zeros(0, np.uint64), *pieces]), offsets.astype(np.int64)
-
-
-def examples(wanted: Mapping[str, Sequence[Mapping[str, Any]]], blocks: Sequence[pa.Table]) -> dict[str, Any]:
-    """Excerpts of the rows that the report shows, and of what they repeat."""
-
-    def look(place: Mapping[str, Any]) -> dict[str, Any]:
-        row = blocks[place["block"]].slice(place["at"], 1).select(["id", "source", "row", "excerpt"]).to_pylist()[0]
-        return {**row, **{name: value for name, value in place.items() if name not in ("block", "at", "repeats")}}
-
-    return {
-        reason: [
-            {**look(place), **({"repeats": look(place["repeats"])} if "repeats" in place else {})} for place in places
-        ]
-        for reason, places in wanted.items()
+def _removed(places: Places, rows: I64, fates: Fates, failures: pa.Table, old: OldRows | None) -> pa.Table:
+    content = places.of(rows, "content.arrow", ["kind", *(name for name in SAID if name != "group")])
+    source, row = places.source_and_row(rows)
+    fate = np.asarray(fates.fate_R[rows])
+    repeats = pa.array(fate != FAILED_RULES)
+    nothing = pa.scalar(None)
+    matched = np.where(fate != FAILED_RULES, fates.matched_R[rows], rows)
+    columns: Mapping[str, Any] = {
+        "id": hexadecimal(places.ids(rows)),
+        "shape": shapes(content["kind"].to_numpy()),
+        "source": source,
+        "row": pa.array(row),
+        "reasons": _reasons(rows, failures),
+        "match": pa.array([MATCH.get(one) for one in fate.tolist()], pa.string()),
+        "matched_id": compute.if_else(repeats, hexadecimal(ids_of(places, old, matched)), nothing.cast(pa.string())),
+        "similarity": compute.if_else(
+            repeats, pa.array(np.asarray(fates.similarity_R[rows])), nothing.cast(pa.float64())
+        ),
+        "excerpt": excerpts(content),
     }
+    return pa.table([columns[name] for name in REMOVED.names], schema=REMOVED)
+
+
+def _reasons(rows: I64, failures: pa.Table) -> pa.Array:
+    """The failures of each row as a list column."""
+    failed = failures["row"].to_numpy()
+    begin, end = np.searchsorted(failed, rows), np.searchsorted(failed, rows, side="right")
+    count = end - begin
+    place = np.repeat(begin, count) + np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+    entry = failures.take(pa.array(place)).combine_chunks()
+    fields = [entry[name].combine_chunks() if entry.num_rows else pa.array([], entry[name].type) for name in _REASON]
+    values = pa.StructArray.from_arrays(fields, fields=list(REASONS.value_type))
+    offsets = pa.array(np.concatenate(([0], np.cumsum(count))), pa.int32())
+    return pa.ListArray.from_arrays(offsets, values).cast(REASONS)
+
+
+_REASON: Sequence[str] = ("rule", "value", "threshold")
+_LOSS = {"source": "source", "after_row": "row", "reason": "reason", "rows": "lost_rows"}

@@ -14,18 +14,22 @@ _FATES = {
 }
 
 
-def render(accounts: Accounts, examples: Mapping[str, Sequence[Mapping[str, Any]]], base: str) -> str:
+def render(accounts: Accounts, base: str) -> str:
     """The page; `base` is the folder under which the sources lie."""
     sections = [
         "<h1>What curation did</h1>",
         f"<p class=soft>{html.text(accounts.summary())}. Sources under <code>{html.text(base)}</code>.</p>",
+        *_onto(accounts),
         _tiles(accounts),
         "<h2>Where rows went, by kind</h2>",
         _fate_bars(accounts.kinds),
         "<h2>Why rows went</h2>",
         _reasons(accounts),
         "<h2>Length before and after</h2><p class=soft>Rows by length in characters; each bar is half an octave.</p>",
-        *(_lengths(kind, histogram, accounts.limits.get(kind)) for kind, histogram in accounts.histograms.items()),
+        *(
+            _lengths(kind, histogram, accounts.limits.get("length_outlier", {}).get(kind))
+            for kind, histogram in accounts.histograms.items()
+        ),
         "<h2>Repeats</h2>",
         _dedup(accounts.dedup),
         "<h2>Sources</h2>",
@@ -34,7 +38,7 @@ def render(accounts: Accounts, examples: Mapping[str, Sequence[Mapping[str, Any]
         ),
         _broken(accounts),
         "<h2>Examples of what went</h2>",
-        *(_example(reason, accounts.why.get(reason, ""), rows) for reason, rows in examples.items()),
+        *(_example(reason, accounts.why.get(reason, ""), rows) for reason, rows in accounts.examples.items()),
     ]
     return html.page("Curation report", sections)
 
@@ -47,6 +51,16 @@ def _tiles(accounts: Accounts) -> str:
         "quarantined": accounts.quarantined,
     }
     return html.tiles([(name, f"{count:,}", f"{count / accounts.records:.1%}") for name, count in figures.items()])
+
+
+def _onto(accounts: Accounts) -> list[str]:
+    if not accounts.onto:
+        return []
+    onto = accounts.onto
+    return [
+        f"<p>Added to snapshot <code>{html.text(onto['digest'][:12])}</code> of {onto['rows']:,} rows, which all stay: "
+        f"{onto['repeated_by']:,} new rows repeat one of them. All figures here are of the new rows.</p>"
+    ]
 
 
 def _fate_bars(kinds: Mapping[str, Mapping[str, int]]) -> str:
@@ -116,7 +130,7 @@ def _lengths(kind: str, histogram: Histogram, limits: Mapping[str, float | None]
     )
     usual = ""
     if limits is not None and limits["high"] is not None:
-        usual = f"; usual, as learned from these rows: {limits['low'] or 0:,.0f} to {limits['high']:,.0f} characters"
+        usual = f"; usual, as learned from these rows: {max(0, limits['low'] or 0):,.0f} to {limits['high']:,.0f} characters"
     return f"<h3>{html.text(kind)} <span class=soft>{legend}{usual}</span></h3>{_svg(width, height + foot, shapes)}"
 
 

@@ -4,18 +4,24 @@ The figures hold no times and no machine, so the same data gives the same report
 tasks as they run; a retried task would count twice. They are taken from the fates of the rows, after the fact.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from llmray.data.config import CurateConfig
-from llmray.data.decide import Candidates, Fates
-from llmray.data.rows import SHAPES
+from llmray.data.decide import EXACT, FAILED_RULES, KEPT, NEAR, Fates, Judged
+from llmray.data.index import OldRows
+from llmray.data.limits import Limits, corpus_measures, learned_measures
+from llmray.data.outputs import clustered, excerpts
+from llmray.data.places import Places
 from llmray.data.rules import build
+from llmray.data.tables import KINDS, SAID, hexadecimal
+
+I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +34,14 @@ class Histogram:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """What it took to find near repeats."""
+
+    num_candidates: int
+    num_skipped: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Accounts:
     """All figures of one curation."""
 
@@ -36,6 +50,8 @@ class Accounts:
     kept: int
     removed: int
     quarantined: int
+    onto: dict[str, Any]
+    """Of a snapshot that was added to: its digest, its rows, and how many new rows repeat one of them; else empty."""
     losses: list[dict[str, Any]]
     """Parts of files that could not be read: source, last row before, reason, rows where known."""
     kinds: dict[str, dict[str, int]]
@@ -48,28 +64,29 @@ class Accounts:
     """Rows removed as exact and as near repeats."""
     quarantine: dict[str, int]
     """Records by reason, the commonest first."""
-    limits: dict[str, dict[str, float | None]]
-    """Lengths that count as usual, as learned for each kind."""
+    limits: dict[str, dict[str, dict[str, float | None]]]
+    """Learned limits: rule to kind to the smallest and largest usual value; None where there is none."""
     dedup: dict[str, Any]
     """Banding, clusters, pairs compared and skipped."""
     histograms: dict[str, Histogram]
     """Lengths before and after, by kind."""
     examples: dict[str, list[dict[str, Any]]]
-    """Places of rows to show for each reason."""
+    """Rows to show for each reason."""
     why: dict[str, str]
     """What each rule measures, in a phrase."""
 
     def report(self) -> dict[str, Any]:
-        """All of it as plain values, for the manifest."""
+        """All figures as plain values, for the manifest."""
         return {
             "rows": {"in": self.records, "kept": self.kept, "removed": self.removed, "quarantined": self.quarantined},
+            **({"onto": self.onto} if self.onto else {}),
             "kinds": self.kinds,
             "sources": self.sources,
             "rules": self.rules,
             "repeats": self.repeats,
             "quarantine": self.quarantine,
             "losses": self.losses,
-            "length_limits": self.limits,
+            "limits": self.limits,
             "dedup": self.dedup,
             "lengths": {
                 kind: {"edges": histogram.edges, "before": histogram.before, "after": histogram.after}
@@ -80,60 +97,78 @@ class Accounts:
     def summary(self) -> str:
         """One line for a person."""
         lost = f"; {len(self.losses)} files damaged" if self.losses else ""
+        onto = f", onto {self.onto['rows']:,} kept before" if self.onto else ""
         return (
             f"kept {self.kept:,} of {self.records:,} rows: {self.removed:,} removed "
             f"({self.repeats['exact']:,} exact and {self.repeats['near']:,} near repeats), "
-            f"{self.quarantined:,} quarantined{lost}"
+            f"{self.quarantined:,} quarantined{lost}{onto}"
         )
 
 
-def account(found: Candidates, fates: Fates, quarantine: Sequence[Mapping[str, Any]], config: CurateConfig) -> Accounts:
-    """Take the figures and see that they balance: in = kept + removed + quarantined, by source as well."""
-    table, kept = found.table, fates.kept
-    kinds = np.asarray(table["kind"].to_pylist(), dtype=str)
-    failed = np.array([bool(failures) for failures in found.failures])
-    bad = [record for record in quarantine if record["status"] == "quarantined"]
+def account(
+    places: Places,
+    config: CurateConfig,
+    *,
+    judged: Judged,
+    fates: Fates,
+    failures: pa.Table,
+    limits: Limits,
+    compared: Compared,
+    quarantine: Mapping[str, Any],
+    onto: tuple[str, OldRows] | None = None,
+) -> Accounts:
+    """Take the figures and see that they balance: in = kept + removed + quarantined, by source as well.
+
+    Args:
+        quarantine: reasons, sources, losses and the first record, as `outputs.write_quarantine` tells them.
+        onto: digest and rows of the snapshot that is added to.
+    """
+    fate, kind, kept = fates.fate_R, judged.kind_R, fates.fate_R == KEPT
+    bad = sum(quarantine["reasons"].values())
     by_kind = {
-        kind: {
-            "in": int((kinds == kind).sum()),
-            "kept": int((kinds == kind)[kept].sum()),
-            "rules": int((kinds == kind)[failed].sum()),
-            **{how: int(((kinds == kind) & (fates.match == how)).sum()) for how in ("exact", "near")},
-        }
-        for kind in (*SHAPES, "choice")
-        if (kinds == kind).any()
+        name: {how: int(count) for how, count in zip(_FATES, _count_fates(fate[kind == code]), strict=True)}
+        for code, name in enumerate(KINDS)
+        if (kind == code).any()
     }
+    old = np.asarray(fates.matched_R) >= places.num_rows
     accounts = Accounts(
-        records=table.num_rows + len(bad),
+        records=places.num_rows + bad,
         kept=int(kept.sum()),
         removed=int((~kept).sum()),
-        quarantined=len(bad),
-        losses=[
-            {name: record[key] for name, key in _LOSS.items() if record[key] is not None}
-            for record in quarantine
-            if record["status"] == "lost"
-        ],
-        kinds=by_kind,
-        sources=_sources(table["source"].to_pylist(), kept, bad),
-        rules=_counted(failure.rule for failures in found.failures for failure in failures),
-        repeats={how: int((fates.match == how).sum()) for how in ("exact", "near")},
-        quarantine=_counted(record["reason"] for record in bad),
+        quarantined=bad,
+        onto={} if onto is None else {"digest": onto[0], "rows": onto[1].num_rows, "repeated_by": int(old.sum())},
+        losses=quarantine["losses"],
+        kinds={name: {"in": sum(count.values()), **count} for name, count in by_kind.items()},
+        sources=_sources(places, kept, quarantine["sources"]),
+        rules=_by_count(dict(_rule_counts(failures))),
+        repeats={"exact": int((fate == EXACT).sum()), "near": int((fate == NEAR).sum())},
+        quarantine=_by_count(quarantine["reasons"]),
         limits={
-            kind: {"low": float(low) if low > 0 else None, "high": float(high) if np.isfinite(high) else None}
-            for kind, (low, high) in found.limits.items()
+            rule: {name: {"low": _finite(low), "high": _finite(high)} for name, (low, high) in kinds.items()}
+            for rule, kinds in limits.items()
         },
-        dedup=_dedup(fates, config),
+        dedup=_dedup(fates, compared, config),
         histograms={
-            kind: _histogram(table["length"].to_numpy()[kinds == kind], kept[kinds == kind]) for kind in by_kind
+            name: _histogram(judged.length_R[kind == KINDS.index(name)], kept[kind == KINDS.index(name)])
+            for name in by_kind
         },
-        examples=_examples(found, fates, config.examples),
-        why={rule.name: rule.why for rule in build(config.outliers)},
+        examples=_examples(places, fates, failures, config.examples, onto and onto[1]),
+        why={
+            **{rule.name: rule.why for rule in build(config.outliers)},
+            **{one.name: one.why for one in learned_measures(config)},
+            **{one.name: one.why for one in corpus_measures(config)},
+        },
     )
     _balance(accounts)
     return accounts
 
 
-_LOSS = {"source": "source", "after_row": "row", "reason": "reason", "rows": "lost_rows"}
+_FATES = ("kept", "rules", "exact", "near")
+assert (KEPT, FAILED_RULES, EXACT, NEAR) == (0, 1, 2, 3)
+
+
+def _count_fates(fate: NDArray[np.int8]) -> NDArray[np.int64]:
+    return np.bincount(fate, minlength=len(_FATES))
 
 
 def _balance(accounts: Accounts) -> None:
@@ -142,45 +177,56 @@ def _balance(accounts: Accounts) -> None:
         assert count["in"] == count["kept"] + count["removed"] + count["quarantined"], name
     for kind, count in accounts.kinds.items():
         assert count["in"] == count["kept"] + count["rules"] + count["exact"] + count["near"], kind
+    for name in ("in", "kept", "removed", "quarantined"):
+        whole = accounts.records if name == "in" else getattr(accounts, name)
+        assert whole == sum(count[name] for count in accounts.sources.values()), name
 
 
-def _sources(
-    names: Sequence[str], kept: NDArray[np.bool_], bad: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, int]]:
-    stayed = Counter(name for name, stays in zip(names, kept, strict=True) if stays)
-    went = Counter(name for name, stays in zip(names, kept, strict=True) if not stays)
-    broken = Counter(record["source"] for record in bad)
+def _sources(places: Places, kept: NDArray[np.bool_], bad: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    bases = places.source_bases
+    stayed = np.diff(np.concatenate(([0], np.cumsum(kept)))[bases])
+    rows = np.diff(bases)
     return {
         name: {
-            "in": stayed[name] + went[name] + broken[name],
-            "kept": stayed[name],
-            "removed": went[name],
-            "quarantined": broken[name],
+            "in": int(rows[at]) + bad.get(name, 0),
+            "kept": int(stayed[at]),
+            "removed": int(rows[at] - stayed[at]),
+            "quarantined": bad.get(name, 0),
         }
-        for name in sorted({*stayed, *went, *broken})
+        for at, name in enumerate(places.sources)
+        if rows[at] or bad.get(name)
     }
 
 
-def _counted(names: Any) -> dict[str, int]:
-    return dict(sorted(Counter(names).items(), key=lambda item: (-item[1], item[0])))
+def _rule_counts(failures: pa.Table) -> list[tuple[str, int]]:
+    counts = failures["rule"].value_counts().to_pylist()
+    return [(entry["values"], entry["counts"]) for entry in counts]
 
 
-def _dedup(fates: Fates, config: CurateConfig) -> dict[str, Any]:
+def _by_count(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _dedup(fates: Fates, compared: Compared, config: CurateConfig) -> dict[str, Any]:
     banding = config.dedup.banding()
-    clusters, sizes = np.unique(fates.cluster[fates.cluster >= 0], return_counts=True)
+    _, sizes = np.unique(np.asarray(fates.cluster_R)[clustered(fates)], return_counts=True)
     return {
         "threshold": config.dedup.threshold,
         "bands": banding.num_bands,
         "rows_per_band": banding.rows_per_band,
         "recall_at_threshold": round(banding.candidate_probability(config.dedup.threshold), 6),
-        "clusters": int((sizes > 1).sum()),
-        "largest_cluster": int(sizes.max()) if len(clusters) else 0,
-        "pairs_compared": fates.num_candidates,
-        "pairs_skipped_in_hot_buckets": fates.num_skipped,
+        "clusters": len(sizes),
+        "largest_cluster": int(sizes.max(initial=0)),
+        "pairs_compared": compared.num_candidates,
+        "pairs_skipped_in_hot_buckets": compared.num_skipped,
     }
 
 
-def _histogram(lengths: NDArray[np.int64], kept: NDArray[np.bool_]) -> Histogram:
+def _histogram(lengths: I64, kept: NDArray[np.bool_]) -> Histogram:
     # Edges 0, 1, 2, 3, 4, 6, 8, 11, …: half octaves, the same for every data set.
     edges = sorted({0, *(round(2 ** (step / 2)) for step in range(0, 2 * max(4, int(lengths.max()).bit_length()) + 1))})
     return Histogram(
@@ -190,26 +236,63 @@ def _histogram(lengths: NDArray[np.int64], kept: NDArray[np.bool_]) -> Histogram
     )
 
 
-def _examples(found: Candidates, fates: Fates, most: int) -> dict[str, list[dict[str, Any]]]:
+def _examples(
+    places: Places, fates: Fates, failures: pa.Table, most: int, old: OldRows | None
+) -> dict[str, list[dict[str, Any]]]:
     """For each rule, the rows that failed it furthest; for repeats, the least alike that still went. Ties by row."""
-    block, at = found.table["block"].to_numpy(), found.table["at"].to_numpy()
-
-    def place(row: int) -> dict[str, Any]:
-        return {"block": int(block[row]), "at": int(at[row])}
-
-    wanted: dict[str, list[tuple[float, int, dict[str, Any]]]] = {}
-    for row, failures in enumerate(found.failures):
-        for failed in failures:
-            further = -abs(failed.value - failed.threshold)
-            figures = {"value": failed.value, "threshold": failed.threshold}
-            wanted.setdefault(failed.rule, []).append((further, row, {**place(row), **figures}))
-    for how in ("near", "exact"):
-        for row in np.flatnonzero(fates.match == how).tolist():
-            like = float(fates.similarity[row])
-            shown = {**place(row), "similarity": like, "repeats": place(int(fates.matched[row]))}
-            wanted.setdefault(f"{how} repeat", []).append((like, row, shown))
+    if not most:
+        return {}
+    wanted: dict[str, list[dict[str, Any]]] = {}
+    rule, value, threshold = (np.asarray(failures[name]) for name in ("rule", "value", "threshold"))
+    rows = failures["row"].to_numpy()
+    for name in sorted(set(rule.tolist())):
+        mine = np.flatnonzero(rule == name)
+        furthest = mine[np.argsort(-np.abs(value[mine] - threshold[mine]), kind="stable")[:most]]
+        wanted[name] = [
+            {"row": int(rows[at]), "value": float(value[at]), "threshold": float(threshold[at])} for at in furthest
+        ]
+    for how, code in (("exact", EXACT), ("near", NEAR)):
+        mine = np.flatnonzero(fates.fate_R == code)
+        least = mine[np.argsort(fates.similarity_R[mine], kind="stable")[:most]]
+        if len(least):
+            wanted[f"{how} repeat"] = [
+                {"row": int(at), "similarity": float(fates.similarity_R[at]), "repeats": int(fates.matched_R[at])}
+                for at in least
+            ]
+    needed = {row for shown in wanted.values() for one in shown for row in (one["row"], one.get("repeats", one["row"]))}
+    looks = _look(places, old, np.array(sorted(needed), np.int64))
     return {
-        reason: [shown for *_, shown in sorted(rows, key=lambda item: item[:2])[:most]]
-        for reason, rows in sorted(wanted.items())
-        if most
+        reason: [
+            {
+                **looks[one["row"]],
+                **{name: figure for name, figure in one.items() if name not in ("row", "repeats")},
+                **({"repeats": looks[one["repeats"]]} if "repeats" in one else {}),
+            }
+            for one in shown
+        ]
+        for reason, shown in sorted(wanted.items())
     }
+
+
+def _look(places: Places, old: OldRows | None, rows: I64) -> dict[int, dict[str, Any]]:
+    """id, source, row and excerpt of rows, new ones and old ones."""
+    new, before = rows[rows < places.num_rows], rows[rows >= places.num_rows]
+    found: dict[int, dict[str, Any]] = {}
+    if len(new):
+        source, number = places.source_and_row(new)
+        shown = excerpts(places.of(new, "content.arrow", ["kind", *SAID]))
+        ids = hexadecimal(places.ids(new))
+        _tell(found, new, ids.to_pylist(), source.to_pylist(), number.tolist(), shown.to_pylist())
+    if len(before):
+        assert old is not None
+        table = old.read(before - places.num_rows, ["id", "shape", "source", "row", *SAID])
+        kind = pa.array([KINDS.index(shape) for shape in table["shape"].to_pylist()], pa.int8())
+        shown = excerpts(table.append_column("kind", kind))
+        names = (table[name].to_pylist() for name in ("id", "source", "row"))
+        _tell(found, before, *names, shown.to_pylist())
+    return found
+
+
+def _tell(found: dict[int, dict[str, Any]], rows: I64, *columns: Sequence[Any]) -> None:
+    for row, id_, source, number, shown in zip(rows.tolist(), *columns, strict=True):
+        found[row] = {"id": id_, "source": source, "row": number, "excerpt": shown}

@@ -25,13 +25,19 @@ _ROWS_PER_PART = 20_000
 
 
 def load_rows(
-    uri: str, *, shape: Shape | None = None, split: Split | None = None, columns: Sequence[str] | None = None
+    uri: str,
+    *,
+    shape: Shape | None = None,
+    split: Split | None = None,
+    columns: Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Rows of a snapshot, in the order of their ids.
+    """Rows of a snapshot, in its own order, which is the same for the same rows: that of sources and of rows in them.
 
     Args:
         uri: the artifact's folder.
         columns: all of `tables.SNAPSHOT` by default.
+        ids: only these rows; all by default.
 
     Raises:
         NotFoundError: there is no snapshot.
@@ -42,7 +48,11 @@ def load_rows(
         raise ConfigError(f"a snapshot has no column {unknown[0]!r}: choose among {', '.join(SNAPSHOT.names)}")
     files = _files(uri)
     rows = arrow_dataset.dataset(files, schema=SNAPSHOT, format="parquet")
-    return rows.to_table(columns=None if columns is None else list(columns), filter=_filter(shape, split))
+    wanted = _filter(shape, split)
+    if ids is not None:
+        named = arrow_dataset.field("id").isin(list(ids))
+        wanted = named if wanted is None else wanted & named
+    return rows.to_table(columns=None if columns is None else list(columns), filter=wanted)
 
 
 def dataset(uri: str, *, shape: Shape | None = None, split: Split | None = None) -> "ray.data.Dataset":
@@ -74,7 +84,7 @@ def write_snapshot(
             `choices` and `group` where they have some.
         source: what the rows come from: `feedback`, `corrections`.
         heldout_fraction: share of groups held out.
-        onto: a snapshot whose rows come along; a row that both have keeps its old place and split.
+        onto: a snapshot whose rows come along, first; a row that both have keeps its old place and split.
 
     Raises:
         InputError: no records, or one that is no row.
@@ -90,14 +100,14 @@ def write_snapshot(
     if onto is not None:
         old = load_rows(onto)
         fresh = pa.array(~np.isin(np.asarray(table["id"]), np.asarray(old["id"])))
-        table = pa.concat_tables([old, table.filter(fresh)]).sort_by("id")
+        table = pa.concat_tables([old, table.filter(fresh)])
         parents.setdefault("onto", artifact.load(onto).digest)
     if not table.num_rows:
         raise InputError(f"{source} holds no rows: a snapshot needs at least one")
     with artifact.draft("dataset", root_uri=root_uri) as draft:
         (draft.folder / "kept").mkdir()
-        for number, part in enumerate(outputs.parts(np.arange(table.num_rows), _ROWS_PER_PART)):
-            data = parquet_bytes(table.take(pa.array(part)))
+        for number in range(outputs.num_parts(table.num_rows, _ROWS_PER_PART)):
+            data = parquet_bytes(table.slice(number * _ROWS_PER_PART, _ROWS_PER_PART))
             (draft.folder / "kept" / f"part-{number:05d}.parquet").write_bytes(data)
         counts = {"in": len(rows), "kept": table.num_rows}
         return draft.seal(parents=parents, config={"source": source, **(config or {})}, report={"rows": counts})
@@ -111,6 +121,8 @@ def _table(rows: Sequence[Row], source: str, heldout_fraction: float) -> pa.Tabl
     chosen = [rows[number - 1] for _, number in sorted(numbers.items())]
     columns: dict[str, Any] = {
         **content_columns(chosen),
+        "id": pa.array([row.id for row in chosen], pa.string()),
+        "shape": pa.array([row.shape for row in chosen], pa.string()),
         "split": pa.array([outputs.split_of(row.group or row.id, heldout_fraction) for row in chosen], pa.string()),
         "source": pa.array([source] * len(chosen), pa.string()),
         "row": pa.array([number for _, number in sorted(numbers.items())], pa.int64()),

@@ -1,18 +1,35 @@
 """The Arrow tables of curation: the snapshot's columns, which are the contract, and those of the work in hand.
 
-Parquet files are written so that equal rows give equal bytes: one chunk a column, fixed row groups, no metadata.
+Parquet files are written so that equal rows give equal bytes: one chunk a column, row groups cut by what the rows hold,
+no metadata. Row groups are small (a quarter of a megabyte of text), because a later curation against this snapshot
+reads single rows of it. Tables of the work in hand are uncompressed Arrow files: mapped into memory, they cost nothing
+that is not looked at. In the work an id is 32 bytes; the hexadecimal form is for what people read.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
+from numpy.typing import NDArray
+from pyarrow import compute, parquet
 
 from llmray.data.exact import KEY_BYTES
 from llmray.data.rows import Row
 
+I64 = NDArray[np.int64]
+
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_GROUP_BYTES = 1 << 18
+"""Text in a Parquet row group: what reading one row costs."""
+_GROUP_ROWS = 10_000
+
+ID_BYTES = 32
+KINDS = ("text", "messages", "preference", "choice")
+"""Kinds of rows, which are never compared with one another; the work holds their places here."""
 
 SNAPSHOT = pa.schema(
     [
@@ -32,8 +49,8 @@ SNAPSHOT = pa.schema(
 )
 """A snapshot's rows, in this order of columns."""
 
-CONTENT = ("id", "shape", "text", "messages", "prompt", "chosen", "rejected", "choices", "group")
-"""What a row says: the rest of a snapshot's columns are where it came from and where it went."""
+SAID = ("text", "messages", "prompt", "chosen", "rejected", "choices", "group")
+"""Columns that say what a row says, beside its shape."""
 
 REASONS = pa.list_(pa.struct([("rule", pa.string()), ("value", pa.float64()), ("threshold", pa.float64())]))
 
@@ -64,43 +81,163 @@ CLUSTERS = pa.schema(
 )
 """Every row of every cluster of repeats; a row whose `kept_id` is its own `id` stayed, or is that row's exact copy."""
 
-WORK = pa.schema(
+CONTENT = pa.schema([("id", pa.binary(ID_BYTES)), ("kind", pa.int8()), *(SNAPSHOT.field(name) for name in SAID)])
+"""What the rows of a chunk say; the only table that holds text."""
+
+SMALL = pa.schema(
+    [
+        ("id", pa.binary(ID_BYTES)),
+        ("line", pa.int64()),
+        ("kind", pa.int8()),
+        ("length", pa.int64()),
+        ("exact", pa.binary(KEY_BYTES)),
+        ("quality", pa.float64()),
+    ]
+)
+"""What decides about the rows of a chunk; `line` counts from the chunk's beginning. Learned measures add columns."""
+
+FAILED = pa.schema([("row", pa.int64()), ("rule", pa.string()), ("value", pa.float64()), ("threshold", pa.float64())])
+"""Failed rules, by row; only rows that failed something are in it."""
+
+BAD = pa.schema(
     [
         ("status", pa.string()),
+        ("row", pa.int64()),
         ("reason", pa.string()),
         ("raw", pa.string()),
         ("lost_rows", pa.int64()),
-        *(SNAPSHOT.field(name) for name in (*CONTENT, "source", "row")),
-        ("kind", pa.string()),
-        ("length", pa.int64()),
-        ("exact", pa.binary(KEY_BYTES)),
-        ("bands", pa.list_(pa.uint64())),
-        ("failed", REASONS),
-        ("excerpt", pa.string()),
     ]
 )
-"""A record as it was read: `status` is row, quarantined or lost."""
+"""Records that are no rows (`quarantined`), and parts of a file that could not be read (`lost`)."""
 
 
-def content_columns(rows: Sequence[Row | None]) -> dict[str, pa.Array]:
-    """The content columns of rows; None gives nulls."""
-
-    def column(name: str) -> pa.Array:
-        return pa.array([None if row is None else getattr(row, name) for row in rows], SNAPSHOT.field(name).type)
-
+def content_columns(rows: Sequence[Row]) -> dict[str, pa.Array]:
+    """The columns of `SAID`."""
+    size = len(rows)
+    if all(row.shape == "text" for row in rows):  # by far the commonest, and worth a path of its own
+        columns = {name: pa.nulls(size, SNAPSHOT.field(name).type) for name in SAID}
+        columns["text"] = strings([row.text for row in rows])
+        if any(row.group is not None for row in rows):
+            columns["group"] = strings([row.group for row in rows])
+        return columns
     messages = [
-        None
-        if row is None or row.messages is None
-        else [{"role": role, "content": content} for role, content in row.messages]
+        None if row.messages is None else [{"role": role, "content": content} for role, content in row.messages]
         for row in rows
     ]
-    return {name: pa.array(messages, _MESSAGES) if name == "messages" else column(name) for name in CONTENT}
+    return {
+        name: pa.array(
+            messages if name == "messages" else [getattr(row, name) for row in rows], SNAPSHOT.field(name).type
+        )
+        for name in SAID
+    }
+
+
+def strings(values: Sequence[str | None]) -> pa.Array:
+    """A string column."""
+    return pa.array(values, pa.string())
+
+
+def shapes(kind_R: NDArray[np.int8]) -> pa.Array:
+    """The shape of rows of these kinds."""
+    names = pa.array([kind if kind != "choice" else "messages" for kind in KINDS], pa.string())
+    return names.take(pa.array(kind_R))
+
+
+def hexadecimal(ids_RB: NDArray[np.uint8]) -> pa.Array:
+    """Ids of 32 bytes as strings of 64 characters."""
+    data = np.ascontiguousarray(ids_RB).tobytes().hex().encode()
+    offsets = np.arange(len(ids_RB) + 1, dtype=np.int32) * (2 * ID_BYTES)
+    return pa.StringArray.from_buffers(len(ids_RB), pa.py_buffer(offsets), pa.py_buffer(data))
+
+
+def fixed_bytes(column: pa.ChunkedArray | pa.Array) -> NDArray[np.uint8]:
+    """A column of fixed-size binaries without nulls as bytes [R, B]."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    width = array.type.byte_width
+    data = np.frombuffer(array.buffers()[1] or b"", np.uint8)
+    return data[array.offset * width : (array.offset + len(array)) * width].reshape(len(array), width)
+
+
+def binaries(values_RB: NDArray[np.uint8]) -> pa.Array:
+    """The reverse: bytes [R, B] as a column of fixed-size binaries."""
+    data = pa.py_buffer(np.ascontiguousarray(values_RB))
+    return pa.Array.from_buffers(pa.binary(values_RB.shape[1]), len(values_RB), [None, data])
+
+
+def write_batches(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch] | Sequence[pa.RecordBatch]) -> None:
+    """An uncompressed Arrow file, a batch at a time."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """An uncompressed Arrow file."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def mapped(path: Path) -> pa.Table:
+    """An Arrow file, mapped into memory: nothing is read before it is looked at."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def pick(path: Path, at_R: I64, columns: Sequence[str] | None = None) -> pa.Table:
+    """Some rows of an Arrow file, in the order of `at_R`, which must ascend; only their bytes are copied."""
+    file = pa.ipc.open_file(pa.memory_map(str(path)))
+    taken, base = [], 0
+    for number in range(file.num_record_batches):
+        batch = file.get_batch(number)
+        here = at_R[np.searchsorted(at_R, base) : np.searchsorted(at_R, base + batch.num_rows)] - base
+        base += batch.num_rows
+        if len(here):
+            table = pa.Table.from_batches([batch])
+            taken.append((table if columns is None else table.select(columns)).take(pa.array(here)))
+    if not taken:
+        empty = pa.schema([file.schema.field(name) for name in columns or file.schema.names])
+        return empty.empty_table()
+    return pa.concat_tables(taken)
+
+
+def array(path: Path) -> NDArray[Any]:
+    """A saved array, mapped into memory; an empty one cannot be mapped."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except ValueError:
+        found: NDArray[Any] = np.load(path)
+        assert not found.size, path
+        return found
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
     """A Parquet file whose bytes depend on the rows and the schema alone."""
     sink = io.BytesIO()
-    parquet.write_table(
-        table.replace_schema_metadata(None).combine_chunks(), sink, compression="zstd", row_group_size=10_000
-    )
+    write_parquet(sink, table)
     return sink.getvalue()
+
+
+def write_parquet(sink: Any, table: pa.Table) -> None:
+    """The same, to a file."""
+    table = table.replace_schema_metadata(None).combine_chunks()
+    few = [name for name in ("shape", "split", "source", "match", "cluster", "kept_id") if name in table.schema.names]
+    with parquet.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=few) as writer:
+        cuts = group_cuts(table)
+        for low, high in pairwise(cuts):
+            writer.write_table(table.slice(low, high - low), row_group_size=max(1, high - low))
+
+
+def group_cuts(table: pa.Table) -> list[int]:
+    """Where row groups begin, and the end: a new one as soon as the last holds its share of text or of rows."""
+    total = np.zeros(table.num_rows, np.int64)
+    for name in ("text", "prompt", "chosen", "rejected"):
+        if name in table.schema.names:
+            total += np.asarray(compute.fill_null(compute.binary_length(table[name]), 0), np.int64)
+    if "messages" in table.schema.names and table["messages"].null_count < table.num_rows:
+        total += 600 * np.asarray(compute.fill_null(compute.list_value_length(table["messages"]), 0), np.int64)
+    ends = np.cumsum(total)
+    cuts = [0]
+    while cuts[-1] < table.num_rows:
+        before = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
+        full = int(np.searchsorted(ends, before + _GROUP_BYTES)) + 1
+        cuts.append(min(full, cuts[-1] + _GROUP_ROWS, table.num_rows))
+    return cuts if len(cuts) > 1 else [0, 0]

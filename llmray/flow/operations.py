@@ -68,6 +68,7 @@ def curate(
     name: str | None = None,
     config: CurateConfig | None = None,
     output: str | None = None,
+    against: What | None = None,
 ) -> Artifact:
     """Read, deduplicate and clean rows into a dataset snapshot.
 
@@ -76,17 +77,22 @@ def curate(
             the Python that is running.
         name: registers the snapshot as the next version of this dataset, and moves `name@latest`.
         output: URI of a folder that gets a copy of the snapshot.
+        against: snapshot that is added to: its rows stay, new rows that repeat one of them go, and its text is only
+            read where a candidate must be compared.
 
     Raises:
         NotFoundError: a source that names no file.
         InputError: nothing that can be read, or nothing that is left.
+        ConfigError: the snapshot that is added to was made with other settings.
     """
-    with open_run("curate", config={"sources": list(sources), "name": name}) as run:
+    settings = {"sources": list(sources), "name": name, **({} if against is None else {"against": str(against)})}
+    with open_run("curate", config=settings) as run:
         parent = None
         if not sources:
             parent = python_docs(running_python())
             sources = [f"{parent.uri}/*.jsonl.gz"]
-        made = curate_step(source_files(sources), config or CurateConfig(), parent)
+        old = None if against is None else resolve(run.registry, against, kind="dataset")
+        made = curate_step(source_files(sources), config or CurateConfig(), parent, old)
         if output is not None:
             artifacts.copy(made, output)
         return named(run, made, name)

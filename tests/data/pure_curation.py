@@ -1,59 +1,128 @@
-"""Curation without Ray: the same pure functions in the same order, on one table a file."""
+"""Curation without Ray: the same pieces in the same order, one after another, in a folder of its own."""
 
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
+import orjson
+from pyarrow import parquet
 
-from llmray.data import decide, outputs
+from llmray import storage
+from llmray.data import stages
+from llmray.data.chunks import CHUNK_BYTES, chunks
 from llmray.data.config import CurateConfig
-from llmray.data.minhash import shingle
-from llmray.data.prepare import prepare
-from llmray.data.readers import Found
-from llmray.data.report import Accounts, account
-from llmray.data.rows import parse_row
-from llmray.data.rules import build
+from llmray.data.outputs import num_parts
+from llmray.data.places import chunk_name, locate
+from llmray.data.stages import Job
+from llmray.data.work import Work
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curated:
-    found: decide.Candidates
-    fates: decide.Fates
-    accounts: Accounts
+    """What came of it, as rows of plain values."""
 
-    def ids(self, chosen: Any) -> list[str]:
-        return self.found.table["id"].take(pa.array(np.flatnonzero(chosen))).to_pylist()
+    kept: list[dict[str, Any]]
+    removed: list[dict[str, Any]]
+    clusters: list[dict[str, Any]]
+    report: Mapping[str, Any]
+    files: Mapping[str, bytes]
 
     @property
-    def kept(self) -> list[str]:
-        return self.ids(self.fates.kept)
+    def ids(self) -> list[str]:
+        return [row["id"] for row in self.kept]
 
 
-def curate_purely(blocks: Sequence[Sequence[Any]], config: CurateConfig | None = None) -> Curated:
-    """Each block is a list of records; record i of block b comes from source `b`, row i + 1."""
-    config = config or CurateConfig()
-    rules = build(config.outliers)
-    tables = []
-    for number, block in enumerate(blocks):
-        found = [Found(row=parse_row(record), number=at) for at, record in enumerate(block, 1)]
-        tables.append(prepare(found, f"{number}.jsonl", config, rules))
-    return decide_tables(tables, config)
+def curate_purely(
+    blocks: Sequence[Sequence[Any]],
+    config: CurateConfig | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    shards: int = 1,
+) -> Curated:
+    """Each block is a list of records; record i of block b comes from source `b.jsonl` (or its name), row i + 1."""
+    with tempfile.TemporaryDirectory() as folder:
+        uris = []
+        for number, block in enumerate(blocks):
+            path = Path(folder) / "raw" / (names[number] if names else f"{number:03d}.jsonl")
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in block))
+            uris.append(str(path))
+        with run_stages(uris, config or CurateConfig(), chunk_bytes=chunk_bytes, shards=shards) as (job, settled):
+            return _read(job, settled)
 
 
-def decide_tables(tables: Sequence[pa.Table], config: CurateConfig) -> Curated:
-    small = [
-        table.append_column("at", pa.array(np.arange(table.num_rows))).select([*decide.SMALL, "at"]) for table in tables
-    ]
-    found = decide.find_candidates(config, small)
-    rows = found.documents[found.compared]
-    block, at = found.table["block"].to_numpy()[rows], found.table["at"].to_numpy()[rows]
-    parts = {
-        int(number): shingle(
-            outputs.near_texts(tables[number], at[block == number], config), config.dedup.shingle_words
+@contextmanager
+def run_stages(
+    uris: Sequence[str], config: CurateConfig, *, chunk_bytes: int = CHUNK_BYTES, shards: int = 1, onto: Any = None
+) -> Iterator[tuple[Job, Mapping[str, Any]]]:
+    folder = tempfile.mkdtemp()
+    try:
+        uris = sorted(uris)
+        _, names = storage.names_below(uris)
+        work = Work(uri=f"{folder}/work")
+        pieces = chunks(list(zip(uris, names, strict=True)), chunk_bytes)
+        facts = [stages.chunk(config, work, number, piece) for number, piece in enumerate(pieces)]
+        job = Job(
+            config=config,
+            work=work,
+            places=locate(work, pieces, facts),
+            base="",
+            entries=sum(fact["entries"] for fact in facts),
+            onto=onto,
         )
-        for number in np.unique(block)
+        for look in range(len(config.second_look)):
+            for number in range(len(pieces)):
+                stages.survey(job, look, number)
+            stages.fit(job, look)
+            for number in range(len(pieces)):
+                stages.score(job, look, number)
+        if shards == 1:
+            batches = stages.decide_at_once(job)
+        else:
+            stages.judge(job)
+            for number in range(shards):
+                stages.shard(job, number, shards)
+            batches = stages.join(job, shards)
+        for number in range(batches):
+            stages.verify(job, number)
+        settled = stages.settle(job)
+        for part in range(num_parts(settled["kept"], config.rows_per_part)):
+            stages.kept(job, part)
+        for part in range(num_parts(settled["removed"], config.rows_per_part)):
+            stages.removed(job, part)
+        stages.clusters(job)
+        for shard in range(stages.index_shards(job, settled["kept"])):
+            stages.index_shard(job, shard, stages.index_shards(job, settled["kept"]))
+        yield job, settled
+    finally:
+        shutil.rmtree(folder)
+
+
+def _read(job: Job, settled: Mapping[str, Any]) -> Curated:
+    root = Path(job.work.uri)
+    published = {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for folder in ("kept", "removed", "clusters", "index", "fates")
+        for path in sorted((root / folder).rglob("*"))
+        if path.is_file() and path.suffix in (".parquet", ".npy", ".json", ".jsonl", ".html")
     }
-    fates = decide.settle(config, found, *outputs.gather_shingles(found, parts))
-    return Curated(found=found, fates=fates, accounts=account(found, fates, [], config))
+    assert chunk_name(0) == "chunks/000000"
+    return Curated(
+        kept=_rows(root / "kept"),
+        removed=_rows(root / "removed"),
+        clusters=_rows(root / "clusters"),
+        report=settled["report"],
+        files=published,
+    )
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for path in sorted(folder.rglob("*.parquet")):
+        rows += parquet.read_table(path).to_pylist()
+    return rows

@@ -95,7 +95,9 @@ def test_a_snapshot_and_its_accounts(ray_cluster: None, sources: list[str]) -> N
     removed = parquet.read_table(made.local() / "removed")
     assert (kept.num_rows, removed.num_rows) == (rows["kept"], rows["removed"])
     assert len(list((made.local() / "kept").iterdir())) == -(-rows["kept"] // 40)
-    assert kept["id"].to_pylist() == sorted(kept["id"].to_pylist())
+    for table in (kept, removed):
+        in_order = list(zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True))
+        assert in_order == sorted(in_order)
     places = [(row["source"], row["row"]) for table in (kept, removed) for row in table.to_pylist()]
     quarantine = [
         orjson.loads(line) for line in (made.local() / "quarantine/quarantined.jsonl").read_bytes().splitlines()
@@ -134,24 +136,29 @@ def test_a_group_lies_on_one_side(ray_cluster: None, sources: list[str]) -> None
     assert all(len(side) == 1 for side in sides.values())
 
 
-def test_the_same_bytes_whatever_the_order_and_the_blocks(
-    ray_cluster: None, sources: list[str], monkeypatch: pytest.MonkeyPatch
+def test_the_same_bytes_whatever_the_order_and_the_pieces(
+    ray_cluster: None, sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
     from ray.data import DataContext
 
     from llmray.data import curate as module
 
-    one = files_of(run(sources, root_uri="/".join([os.environ["LLMRAY_HOME"], "one"])))
-    monkeypatch.setattr(module, "_BATCH_ROWS", 7)
+    one = files_of(run(sources, root_uri=str(tmp_path / "one")))
     context = DataContext.get_current().copy()
-    context.target_max_block_size = 4_000
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(cpu=1)
+    monkeypatch.setattr(module, "ENTRIES_AT_ONCE", 500)
     with DataContext.current(context):
-        other = files_of(run(sources[::-1], root_uri="/".join([os.environ["LLMRAY_HOME"], "other"])))
+        other = files_of(run(sources[::-1], root_uri=str(tmp_path / "other"), chunk_bytes=3000))
     assert ray.cluster_resources()["CPU"] >= 2
     assert one.keys() == other.keys()
     assert [name for name in one if one[name] != other[name]] == []
+
+
+def test_nothing_is_left_of_the_work(ray_cluster: None, sources: list[str], tmp_path: Path, llmray_home: Path) -> None:
+    run(sources)
+    run(sources, work_uri=str(tmp_path / "work"))
+    assert list((llmray_home / "work").iterdir()) == list((tmp_path / "work").iterdir()) == []
 
 
 def test_the_same_data_elsewhere_has_the_same_digest(ray_cluster: None, sources: list[str], tmp_path: Path) -> None:
@@ -189,7 +196,8 @@ def test_a_copy_at_the_output(ray_cluster: None, sources: list[str], tmp_path: P
 def test_ray_reads_the_snapshot(ray_cluster: None, sources: list[str]) -> None:
     made = run(sources)
     rows = dataset(made.uri, shape="text", split="train").take_all()
-    assert sorted(row["id"] for row in rows) == load_rows(made.uri, shape="text", split="train")["id"].to_pylist()
+    assert {row["id"] for row in rows} == set(load_rows(made.uri, shape="text", split="train")["id"].to_pylist())
+    assert len(rows) > 20
 
 
 def test_damaged_files_lose_no_more_than_they_must(ray_cluster: None, tmp_path: Path) -> None:
@@ -221,6 +229,7 @@ def test_nothing_to_curate(
     with pytest.raises(InputError, match="all 2 rows were removed"):
         run([write_lines("junk.jsonl", [{"text": ""}, {"text": " "}])])
     assert not (llmray_home / "artifacts" / "dataset").exists()
+    assert list((llmray_home / "work").iterdir()) == []
 
 
 @pytest.mark.data

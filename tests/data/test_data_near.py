@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from llmray.data import near
 from llmray.data.components import resolve
-from llmray.data.exact import first_of_each
 from llmray.data.near import Shingled, candidates, verify
 
 SETS = st.lists(st.frozensets(st.integers(0, 9), max_size=7), min_size=1, max_size=14)
@@ -114,18 +113,3 @@ def test_buckets_hold_those_of_one_name_and_kind(rows: list[tuple[int, int]]) ->
         if rows.count(wanted) > 1
     }
     assert made == truth
-
-
-@given(
-    st.lists(st.sampled_from([b"aa", b"bb", b"a\0"]), max_size=12).flatmap(
-        lambda keys: st.tuples(st.just(keys), st.permutations(range(len(keys))))
-    )
-)
-def test_first_of_each_key_is_the_best_ranked(given_keys: tuple[list[bytes], list[int]]) -> None:
-    keys, rank = given_keys
-    made = first_of_each(np.array([np.void(key) for key in keys], "V2"), np.array(rank, np.int64))
-    truth = [
-        min((other for other in range(len(keys)) if keys[other] == keys[one]), key=lambda other: rank[other])
-        for one in range(len(keys))
-    ]
-    assert made.tolist() == truth

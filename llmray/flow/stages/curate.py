@@ -9,11 +9,17 @@ from llmray.flow.step import metered, step
 
 
 @step()
-def curate(sources: Sequence[SourceFile], config: CurateConfig, parent: Artifact | None = None) -> Artifact:
+def curate(
+    sources: Sequence[SourceFile],
+    config: CurateConfig,
+    parent: Artifact | None = None,
+    against: Artifact | None = None,
+) -> Artifact:
     """A dataset snapshot of what the files hold.
 
     Args:
         parent: artifact that the files belong to, for its lineage.
+        against: snapshot that is added to.
     """
     from llmray.cluster import connect
 
@@ -27,4 +33,5 @@ def curate(sources: Sequence[SourceFile], config: CurateConfig, parent: Artifact
             [source.uri for source in sources],
             config=config,
             parents={"source": parent.digest} if parent is not None else None,
+            against=None if against is None else against.uri,
         )

@@ -217,7 +217,8 @@ def fresh_questions(data_uri: str, count: int, seed: int) -> list[Question]:
 
     _, fresh = usual_messages(data_uri)
     wanted = set(fresh)
-    rows = load_rows(data_uri, shape="messages", split="validation", columns=["id", "messages", "choices"]).to_pylist()
+    columns = ["id", "messages", "choices"]
+    rows = load_rows(data_uri, shape="messages", split="validation", columns=columns).sort_by("id").to_pylist()
     found = {
         row["messages"][0]["content"]: Question(
             id=row["id"], text=row["messages"][0]["content"], answer=row["messages"][-1]["content"]
