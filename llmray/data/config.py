@@ -8,10 +8,13 @@ from typing import Literal
 
 from llmray.data.banding import Banding, choose_banding
 from llmray.data.normalize import Normalization
+from llmray.data.readers.reading import Reading
 from llmray.data.rows import Row
 from llmray.data.rules import Outliers
 from llmray.errors import ConfigError
 
+CODE = {"code": True}
+"""`module:attribute` in such a field counts in cache keys with its code."""
 KEEP = ("quality", "length", "source")
 """What `keep` can name."""
 
@@ -88,6 +91,8 @@ def _asked(row: Row) -> str:
 class CurateConfig:
     """Settings of a curation."""
 
+    reading: Reading = field(default_factory=Reading)
+    """How files become rows, where their names do not say it all."""
     dedup: Dedup = field(default_factory=Dedup)
     """Exact and near repeats."""
     outliers: Outliers = field(default_factory=Outliers)
@@ -95,11 +100,11 @@ class CurateConfig:
     keep: tuple[str, ...] = ("quality", "length", "source")
     """Which of several copies stays, the first that tells them apart deciding: the one of higher quality, the longer,
     the one from the better source; then the smaller content id. Never the one that came first."""
-    quality: str = ""
+    quality: str = field(default="", metadata=CODE)
     """`module:attribute` of a function of a row that gives its quality (more is better); none by default."""
-    learned: tuple[str, ...] = ()
+    learned: tuple[str, ...] = field(default=(), metadata=CODE)
     """`module:attribute` of measures (`llmray.data.limits.Learned`) whose usual values are learned from the data."""
-    second_look: tuple[str, ...] = ()
+    second_look: tuple[str, ...] = field(default=(), metadata=CODE)
     """`module:attribute` of measures (`llmray.data.limits.CorpusMeasure`) that must see all of the data first."""
     source_priority: tuple[str, ...] = ()
     """Patterns of sources, best first (`*curated*`), for `keep`."""

@@ -25,7 +25,6 @@ from ray.exceptions import RayError
 from llmray import artifact, storage
 from llmray.artifact import Artifact
 from llmray.data import stages
-from llmray.data.chunks import CHUNK_BYTES, Chunk, chunks
 from llmray.data.config import CurateConfig
 from llmray.data.index import SETTINGS, open_index, settings_bytes
 from llmray.data.limits import corpus_measures
@@ -33,7 +32,7 @@ from llmray.data.outputs import num_parts
 from llmray.data.places import chunk_name, locate
 from llmray.data.prepare import judges_of
 from llmray.data.progress import EVERY_S, Progress
-from llmray.data.readers import check_sources
+from llmray.data.readers import CHUNK_BYTES, Chunk, check_sources, chunks, expand
 from llmray.data.stages import Job
 from llmray.data.work import Work, locked, work_key
 from llmray.digest import canonical_json
@@ -63,7 +62,7 @@ def curate(
     """Read, judge, deduplicate and publish; Ray must be connected.
 
     Args:
-        sources: URIs, globs or folders of jsonl, jsonl.gz, jsonl.zst and parquet files.
+        sources: URIs, globs or folders of files that `llmray.data.readers` reads.
         root_uri: where artifacts live; `<home>/artifacts` by default.
         output_uri: a folder that gets a copy of the snapshot; the artifact is the one under the root.
         parents: role to digest of what the sources were made from.
@@ -85,8 +84,8 @@ def curate(
     config = config or CurateConfig()
     judges_of(config)
     corpus_measures(config)
-    uris = storage.expand(sources)
-    check_sources(uris)
+    uris = expand(sources)
+    check_sources(uris, config.reading)
     base, names = storage.names_below(uris)
     onto = None if against is None else artifact.load(against)
     if onto is not None:
@@ -96,7 +95,11 @@ def curate(
     work = Work(uri=storage.join(work_uri or storage.join(storage.home(), "work"), key))
     with locked(work.uri):
         try:
-            pieces = chunks(list(zip(uris, names, strict=True)), chunk_bytes)
+            pieces = [
+                piece
+                for uri, name in zip(uris, names, strict=True)
+                for piece in chunks(uri, name, reading=config.reading, chunk_bytes=chunk_bytes)
+            ]
             job = _prepare(pieces, config, work, base, onto)
             _second_looks(job)
             _decide(job)
@@ -121,7 +124,7 @@ def _prepare(pieces: Sequence[Chunk], config: CurateConfig, work: Work, base: st
     waiting = [number for number in range(len(pieces)) if not work.has(chunk_name(number))]
     if len(waiting) < len(pieces):
         log.info("curate: %d of %d chunks are prepared already", len(pieces) - len(waiting), len(pieces))
-    progress = Progress("prepare", sum(pieces[number].bytes for number in waiting))
+    progress = Progress("prepare", sum(pieces[number].num_bytes or 0 for number in waiting))
     if waiting:
         with DataContext.current(_quiet(DataContext.get_current())):
             items = [{"number": number, "chunk": pieces[number]} for number in waiting]
@@ -130,7 +133,7 @@ def _prepare(pieces: Sequence[Chunk], config: CurateConfig, work: Work, base: st
             )
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
                 for done in batch.to_pylist():
-                    progress.add(pieces[done["number"]].bytes, done["rows"])
+                    progress.add(pieces[done["number"]].num_bytes or 0, done["rows"])
     facts = [work.facts(chunk_name(number)) for number in range(len(pieces))]
     places = locate(work, pieces, facts)
     return Job(

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from llmray.data.chunks import Chunk
 from llmray.data.config import CurateConfig
+from llmray.data.readers import Chunk
 from llmray.data.rows import Row
 from llmray.data.tables import fixed_bytes, mapped, pick
 from llmray.data.work import Work

@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 from llmray.data import minhash
 from llmray.data.banding import Banding
 from llmray.data.buckets import mix
-from llmray.data.chunks import Chunk, read_chunk
 from llmray.data.config import CurateConfig
 from llmray.data.exact import exact_key
 from llmray.data.limits import Learned, learned_measures, quality_of
 from llmray.data.minhash import U64
-from llmray.data.readers import Found, Loss, Quarantined, Record
+from llmray.data.readers import Chunk, Found, Loss, Quarantined, Record, read_chunk
 from llmray.data.rows import Row
 from llmray.data.rules import Rule, build, judge
 from llmray.data.tables import (
@@ -77,8 +76,8 @@ def judges_of(config: CurateConfig) -> Judges:
 
 def prepare_chunk(chunk: Chunk, judges: Judges, folder: Path) -> dict[str, int]:
     """Write a chunk's files; returns how many lines and rows it has, records that are no rows, bucket names."""
-    reading = read_chunk(chunk)
-    return {**prepare_records(iter(reading), judges, folder), "lines": reading.lines}
+    records = read_chunk(chunk, judges.config.reading)
+    return {**prepare_records(iter(records), judges, folder), "lines": records.num_held}
 
 
 def prepare_records(records: Iterator[Record], judges: Judges, folder: Path) -> dict[str, int]:

@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from llmray import storage
 from llmray.data import buckets, decide, outputs
 from llmray.data.buckets import Batches, Buckets
-from llmray.data.chunks import Chunk
 from llmray.data.config import CurateConfig
 from llmray.data.decide import KEPT, Fates, Judged
 from llmray.data.index import OldRows, num_shards, segment_facts
@@ -38,6 +37,7 @@ from llmray.data.limits import Limits, corpus_measures
 from llmray.data.page import render
 from llmray.data.places import COMPARED, Places, chunk_name, near_texts
 from llmray.data.prepare import judges_of, prepare_chunk
+from llmray.data.readers import Chunk
 from llmray.data.report import Compared, account
 from llmray.data.tables import array, mapped, write_table
 from llmray.data.verify import Verdicts, verify_batch

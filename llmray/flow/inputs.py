@@ -12,6 +12,7 @@ from pathlib import Path
 from llmray import artifact as artifacts
 from llmray import storage
 from llmray.artifact import Artifact
+from llmray.data.readers import expand
 from llmray.digest import digest_bytes
 from llmray.errors import InputError, NotFoundError
 from llmray.reference import parse_reference
@@ -38,7 +39,7 @@ def source_files(patterns: Sequence[str]) -> list[SourceFile]:
     """
     if not patterns:
         raise InputError("no sources: give at least one URI or glob, such as raw/*.jsonl.gz")
-    uris = storage.expand(patterns)
+    uris = expand(patterns)
     _, names = storage.names_below(uris)
     return [SourceFile(uri=uri, name=name, tag=storage.content_tag(uri)) for uri, name in zip(uris, names, strict=True)]
 

@@ -13,10 +13,10 @@ from pyarrow import parquet
 
 from llmray import storage
 from llmray.data import stages
-from llmray.data.chunks import CHUNK_BYTES, chunks
 from llmray.data.config import CurateConfig
 from llmray.data.outputs import num_parts
 from llmray.data.places import chunk_name, locate
+from llmray.data.readers import CHUNK_BYTES, chunks
 from llmray.data.stages import Job
 from llmray.data.work import Work
 
@@ -65,7 +65,11 @@ def run_stages(
         uris = sorted(uris)
         _, names = storage.names_below(uris)
         work = Work(uri=f"{folder}/work")
-        pieces = chunks(list(zip(uris, names, strict=True)), chunk_bytes)
+        pieces = [
+            piece
+            for uri, name in zip(uris, names, strict=True)
+            for piece in chunks(uri, name, reading=config.reading, chunk_bytes=chunk_bytes)
+        ]
         facts = [stages.chunk(config, work, number, piece) for number, piece in enumerate(pieces)]
         job = Job(
             config=config,

@@ -90,7 +90,9 @@ def test_long_literals_are_kept_as_digests_and_differ() -> None:
     assert fields["x"] != identity_fields("s", 1, body, {"x": "word " * 101})["x"]
 
 
-@pytest.mark.parametrize("value", [object(), float("nan"), {1: 2}, len, "x".join], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value", [object(), float("nan"), {1: 2}, len, "x".join], ids=lambda value: type(value).__name__
+)
 def test_what_has_no_stable_identity_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match="argument x cannot be part of a cache key"):
         key(x=value)
