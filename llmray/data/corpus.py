@@ -65,8 +65,8 @@ class Sampled:
     """Digests of the ids, ascending, none twice [D]."""
     codes: Codes
     """Codes of all documents, one after another [C]."""
-    offsets_D1: I64
-    """Document d has `codes[offsets_D1[d]:offsets_D1[d + 1]]`."""
+    offsets: I64
+    """Document d has `codes[offsets[d]:offsets[d + 1]]` [D + 1]."""
 
 
 def key_of(document_id: bytes) -> bytes:
@@ -96,8 +96,8 @@ def sample(
     places = {key: place for place, key in enumerate(keys)}
     bound = _bound(most, total)
     chosen = sorted(key for key in places if bound is None or key < bound)[:most]
-    codes, offsets_D1 = encode([texts[places[key]] for key in chosen])
-    return Sampled(keys=tuple(chosen), codes=codes, offsets_D1=offsets_D1)
+    codes, offsets = encode([texts[places[key]] for key in chosen])
+    return Sampled(keys=tuple(chosen), codes=codes, offsets=offsets)
 
 
 def merge_samples(samples: Sequence[Sampled], most: int) -> Sampled:
@@ -108,12 +108,12 @@ def merge_samples(samples: Sequence[Sampled], most: int) -> Sampled:
     runs = []
     for key in chosen:
         number, place = where[key]
-        offsets = samples[number].offsets_D1
+        offsets = samples[number].offsets
         runs.append(samples[number].codes[offsets[place] : offsets[place + 1]])
     return Sampled(
         keys=tuple(chosen),
         codes=np.concatenate([samples[0].codes[:0], *runs]),
-        offsets_D1=np.concatenate(([0], np.cumsum([len(run) for run in runs]))).astype(np.int64),
+        offsets=np.concatenate(([0], np.cumsum([len(run) for run in runs]))).astype(np.int64),
     )
 
 

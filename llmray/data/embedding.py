@@ -204,6 +204,8 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise ConfigError(f"embedding: {path.parent} is no sentence-transformers model: {path.name} is missing") from error
+        raise ConfigError(
+            f"embedding: {path.parent} is no sentence-transformers model: {path.name} is missing"
+        ) from error
     except ValueError as error:
         raise ConfigError(f"embedding: {path} cannot be read: {error}") from error

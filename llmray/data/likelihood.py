@@ -39,9 +39,9 @@ _MAX_LIFT = 1024.0
 class WordCounts:
     """How often words come, by bucket."""
 
-    bucket_B: NDArray[np.uint32]
-    """Buckets that hold anything, ascending."""
-    count_B: I64
+    buckets: NDArray[np.uint32]
+    """Buckets that hold anything, ascending [B]."""
+    counts: I64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +120,9 @@ class WordOrder:
         if self.mads <= 0:
             raise ConfigError(f"word_order.mads ({self.mads}) must be above 0: try 5")
         if self.sample < 1 or self.max_words < 2:
-            raise ConfigError("word_order.sample must be 1 or more and word_order.max_words 2 or more: try 20000 and 1000")
+            raise ConfigError(
+                "word_order.sample must be 1 or more and word_order.max_words 2 or more: try 20000 and 1000"
+            )
 
     @property
     def name(self) -> str:
@@ -143,7 +145,7 @@ class WordOrder:
     def fit(self, surveys: Sequence[Sampled]) -> PairCounts:
         """Counts of words and of pairs of neighbours in the sample."""
         merged = self.merge(surveys)
-        doc_W = np.repeat(np.arange(len(merged.keys)), np.diff(merged.offsets_D1))
+        doc_W = np.repeat(np.arange(len(merged.keys)), np.diff(merged.offsets))
         pair_P, _ = _pairs(merged.codes, doc_W)
         word, word_count = np.unique(merged.codes, return_counts=True)
         pair, pair_count = np.unique(pair_P, return_counts=True)
@@ -193,9 +195,7 @@ def _pairs(codes_W: NDArray[np.uint32], doc_W: I64) -> tuple[U64, I64]:
     return (wide_W[second_P - 1] << np.uint64(32)) | wide_W[second_P], second_P
 
 
-def _others(
-    codes_W: NDArray[Any], doc_W: I64, inside_N: NDArray[np.bool_], names: NDArray[Any], counts: I64
-) -> I64:
+def _others(codes_W: NDArray[Any], doc_W: I64, inside_N: NDArray[np.bool_], names: NDArray[Any], counts: I64) -> I64:
     """How often each code is counted, its own text's share left out where that is in the sample [W]."""
     # Distinct codes are few and sorted, which a binary search in a large table rewards.
     distinct_U, number_W = np.unique(codes_W, return_inverse=True)
@@ -236,10 +236,10 @@ def _fixed(values: NDArray[np.float64]) -> I64:
 def _dense(surveys: Sequence[WordCounts]) -> I64:
     counts_B = np.zeros(1 << _BUCKET_BITS, np.int64)
     for survey in surveys:
-        counts_B[survey.bucket_B] += survey.count_B
+        counts_B[survey.buckets] += survey.counts
     return counts_B
 
 
 def _sparse(counts_B: NDArray[np.integer[Any]]) -> WordCounts:
     bucket_B = np.flatnonzero(counts_B)
-    return WordCounts(bucket_B=bucket_B.astype(np.uint32), count_B=counts_B[bucket_B].astype(np.int64))
+    return WordCounts(buckets=bucket_B.astype(np.uint32), counts=counts_B[bucket_B].astype(np.int64))

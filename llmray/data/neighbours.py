@@ -43,10 +43,10 @@ class Neighbourhood:
 
     keys: tuple[bytes, ...]
     """Documents of the sample, as `corpus.key_of` names them."""
-    vectors_SK: Vectors
-    """Their snapped vectors."""
-    weights_VK: NDArray[np.float64] | None
-    """IDF times projection of each bucket; None where an embedder makes the vectors."""
+    vectors: Vectors
+    """Their snapped vectors [S, K]."""
+    weights: NDArray[np.float64] | None
+    """IDF times projection of each bucket [V, K]; None where an embedder makes the vectors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,23 +99,23 @@ class EmbeddingOutliers:
         """The sample's vectors, and for TF-IDF the projection that makes them."""
         merged = self.merge(surveys)
         if self.embedding != TFIDF:
-            vectors_SK = merged.codes.reshape(len(merged.keys), -1).astype(np.float32)
-            return Neighbourhood(keys=merged.keys, vectors_SK=vectors_SK, weights_VK=None)
-        counts_SV = _term_counts(merged.codes, merged.offsets_D1)
+            vectors_SK = _stacked(merged.codes, len(merged.keys))
+            return Neighbourhood(keys=merged.keys, vectors=vectors_SK, weights=None)
+        counts_SV = _term_counts(merged.codes, merged.offsets)
         documents_V = np.bincount(counts_SV.indices, minlength=_BUCKETS)
         idf_V = np.log((1 + len(merged.keys)) / (1 + documents_V)) + 1
         weights_VK = idf_V[:, None] * _directions(_unit_rows(counts_SV, idf_V), self.dims)
         vectors_SK = embedding.snap(counts_SV @ weights_VK)
-        return Neighbourhood(keys=merged.keys, vectors_SK=vectors_SK, weights_VK=weights_VK)
+        return Neighbourhood(keys=merged.keys, vectors=vectors_SK, weights=weights_VK)
 
     def score(self, texts: Sequence[str], ids: Sequence[bytes], model: Neighbourhood) -> NDArray[np.float64]:
         """Distances in [0, 2] [N]."""
         codes, offsets_N1 = self._encode(texts)
-        if model.weights_VK is None:
-            vectors_NK = codes.reshape(len(texts), -1).astype(np.float32)
+        if model.weights is None:
+            vectors_NK = _stacked(codes, len(texts))
         else:
-            vectors_NK = embedding.snap(_term_counts(codes, offsets_N1) @ model.weights_VK)
-        return _distances(vectors_NK, places_of(model.keys, ids), model.vectors_SK, self.neighbours)
+            vectors_NK = embedding.snap(_term_counts(codes, offsets_N1) @ model.weights)
+        return _distances(vectors_NK, places_of(model.keys, ids), model.vectors, self.neighbours)
 
     def _encode(self, texts: Sequence[str]) -> tuple[Codes, I64]:
         """Buckets of a text's words, or the text's vector in steps, in two bytes each."""
@@ -124,6 +124,10 @@ class EmbeddingOutliers:
         vectors_NK = embedding.embed(embedding.load(self.embedding), texts)
         width = vectors_NK.shape[1]
         return vectors_NK.astype(np.int16).ravel(), np.arange(len(texts) + 1, dtype=np.int64) * width
+
+
+def _stacked(codes: Codes, num: int) -> Vectors:
+    return codes.reshape(num, len(codes) // max(1, num)).astype(np.float32)
 
 
 def _distances(vectors_NK: Vectors, places_N: I64, sample_SK: Vectors, neighbours: int) -> NDArray[np.float64]:
@@ -141,7 +145,8 @@ def _distances(vectors_NK: Vectors, places_N: I64, sample_SK: Vectors, neighbour
         inside = np.flatnonzero(places_N[block] >= 0)
         cosine_NS[inside, places_N[block][inside]] = -np.inf
         nearest_N = np.partition(cosine_NS, -neighbours, axis=1)[:, -neighbours].astype(np.float64)
-        distances_N[block] = 1.0 - nearest_N / length_N[block]
+        # The cosine of a vector with its copy may miss 1 by a rounding.
+        distances_N[block] = np.clip(1.0 - nearest_N / length_N[block], 0.0, 2.0)
     return np.where(np.abs(vectors_NK).max(axis=1, initial=0) > 0, distances_N, np.nan)
 
 
@@ -180,8 +185,7 @@ def _directions(rows_SV: sparse.csr_matrix, dims: int) -> NDArray[np.float64]:
         basis_VK = columns_VS @ _orthonormal(images_SK)
     values, turns = _decomposed(basis_VK)
     strongest = np.argsort(-values, kind="stable")[:dims]
-    usable = values[strongest] > values.max(initial=0.0) * 1e-10
-    scale = np.divide(1.0, np.sqrt(values[strongest]), out=np.zeros(len(strongest)), where=usable)
+    scale = _inverse_roots(values[strongest], 1e-10)
     directions_VK = _product(basis_VK, turns[:, strongest] * scale)
     # A direction and its opposite are equally good: let the largest entry be positive.
     largest = np.abs(directions_VK).argmax(axis=0)
@@ -191,18 +195,22 @@ def _directions(rows_SV: sparse.csr_matrix, dims: int) -> NDArray[np.float64]:
 def _orthonormal(matrix_SK: NDArray[np.float64]) -> NDArray[np.float64]:
     """Orthonormal columns with the same span; a direction that is lost in rounding becomes zero."""
     values, turns = _decomposed(matrix_SK)
-    usable = values > values.max(initial=0.0) * 1e-12
-    scale = np.divide(1.0, np.sqrt(values, where=usable), out=np.zeros(len(values)), where=usable)
-    return _product(matrix_SK, turns * scale)
+    return _product(matrix_SK, turns * _inverse_roots(values, 1e-12))
 
 
-def _decomposed(matrix_SK: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _inverse_roots(values: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    """One over the root; 0 for a value that is nothing beside the largest."""
+    usable = values > values.max(initial=0.0) * least
+    return np.where(usable, 1.0 / np.sqrt(np.where(usable, values, 1.0)), 0.0)
+
+
+def _decomposed(matrix_SK: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Eigenvalues and eigenvectors of the Gram matrix."""
     gram_KK = sparse.csr_matrix(matrix_SK.T) @ matrix_SK
     values, turns = np.linalg.eigh((gram_KK + gram_KK.T) / 2)
     return values, turns
 
 
-def _product(left: NDArray[np.float64], right_KK: NDArray[np.float64]) -> NDArray[np.float64]:
+def _product(left: NDArray[Any], right_KK: NDArray[Any]) -> NDArray[np.float64]:
     """A matrix product whose sums have one order, however many threads BLAS has."""
     return sparse.csr_matrix(left) @ right_KK
