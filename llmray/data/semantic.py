@@ -1,11 +1,11 @@
 """Semantic duplicates: texts whose embeddings are nearly the same, compared within clusters.
 
-What this finds and MinHash does not: the same said in other words, in another order, or in another language where the
-model knows both. What MinHash finds and this does not: everything exactly, with a number that a person can check. A
-cosine is an opinion of the model, and it has blind spots. It reads the first 256 word pieces of a text (MiniLM), so
-long texts that part later look alike; and it hardly sees numbers, names and negations, so "costs 3 dollars" and "costs 5
-dollars" lie at 0.99. Worked problems that differ in their numbers are thus repeats to it, and none to MinHash, whose
-words differ. Hence it is off unless asked for, judges what MinHash left, and is no judge of templates.
+What this finds and MinHash does not: the same said in other words or in another order. What MinHash finds and this does
+not: copies as such, with a number that a person can check, at any length, in any language. A cosine is an opinion of
+the model, and it has blind spots. MiniLM reads the first 256 word pieces of a text, so long texts that part later look
+alike; it knows English; and it hardly sees a "not": "the file is closed when the block ends" and "is not closed" lie at
+0.98, as close as a question and its paraphrase, and two word problems that differ in their numbers can lie at 0.95. So
+it is off unless asked for, and it comes after MinHash, which settles what it can prove.
 
 As in SemDeDup (Abbas et al. 2023, arXiv 2303.09540) the vectors are clustered and compared within clusters. There a
 pair on a border is lost; here a vector belongs to its few nearest clusters, and two are compared where they share one.
