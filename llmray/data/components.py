@@ -9,6 +9,7 @@ gone for a better document, they must still meet one another.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,17 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from llmray.data.minhash import I64
-from llmray.data.near import Edges, Shingled
+from llmray.data.near import Edges
 
 MAX_RIVALS = 4096
 """Rivals that one document is compared with, the best first: a bound on what one huge cluster can cost."""
+
+
+class Likeness(Protocol):
+    """Documents that can be compared: by their shingles (`near.Shingled`) or their vectors (`semantic.Embedded`)."""
+
+    def jaccard(self, left: I64, right: I64) -> NDArray[np.float64]:
+        """How alike document `left[i]` and `right[i]` are, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +42,7 @@ class Resolution:
     """Jaccard with `kept_for`; 1 for a kept document."""
 
 
-def resolve(num_documents: int, edges: Edges, documents: Shingled, threshold: float) -> Resolution:
+def resolve(num_documents: int, edges: Edges, documents: Likeness, threshold: float) -> Resolution:
     """Decide every cluster. Document numbers must follow rank: 0 is the best."""
     everyone = np.arange(num_documents)
     ones = np.ones(len(edges.left), np.int8)

@@ -1,0 +1,216 @@
+"""How far a text lies from its nearest neighbours in the corpus: what is about something else, or in another language.
+
+By default a text is a bag of hashed words, weighted by TF-IDF and projected on the k strongest directions of a sample
+(latent semantic analysis; Deerwester et al. 1990), which needs no model and no download. Or any embedder (see
+`embedding`). The score is the cosine distance to the k-th nearest text of the sample (Ramaswamy, Rastogi and Shim
+2000), the text itself left out. Rejected: the distance to the mean (calls every rare but usual topic strange), and
+isolation forests on embeddings (every axis alone says little).
+
+The same bits come out however texts are cut into batches: a text's projection sums its own words in their order, its
+vector is snapped to a grid on which products are exact (see `embedding.snap`), and the projection is fitted without
+BLAS, whose sums depend on threads: sparse products, and Gram matrices that are sparse products too.
+
+Shapes: N texts, S texts of the sample, V buckets, K dimensions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from llmray.data import embedding
+from llmray.data.corpus import Codes, Sampled, merge_samples, places_of, sample
+from llmray.data.embedding import Vectors
+from llmray.data.minhash import I64, shingle
+from llmray.data.robust import Axis
+from llmray.errors import ConfigError
+
+TFIDF = "tfidf"
+_BUCKETS = 1 << 16
+_OVERSAMPLED = 10
+"""Directions followed beyond those that are kept (Halko, Martinsson and Tropp 2011, 4.2)."""
+_ROUNDS = 6
+_BLOCK = 256
+"""Texts compared with the sample at once: some 20 MB of similarities."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neighbourhood:
+    """A fitted sample."""
+
+    keys: tuple[bytes, ...]
+    """Documents of the sample, as `corpus.key_of` names them."""
+    vectors: Vectors
+    """Their snapped vectors [S, K]."""
+    weights: NDArray[np.float64] | None
+    """IDF times projection of each bucket [V, K]; None where an embedder makes the vectors."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingOutliers:
+    """Cosine distance to the k-th nearest text of a sample; NaN for a text without words."""
+
+    embedding: str = TFIDF
+    """`tfidf`, `minilm`, the folder of a sentence-transformers model, or `module:attribute` from texts to an array."""
+    sample: int = 20_000
+    """Documents that texts are compared with."""
+    neighbours: int = 5
+    """Which nearest neighbour counts: texts that come in groups smaller than this are strange."""
+    dims: int = 64
+    """Directions that TF-IDF is projected on."""
+    max_words: int = 1000
+    """Words of a text that TF-IDF looks at."""
+    mads: float = 5.0
+    """Scaled MADs above the median from which on a text is far from all."""
+
+    def __post_init__(self) -> None:
+        if self.mads <= 0:
+            raise ConfigError(f"embedding_outliers.mads ({self.mads}) must be above 0: try 5")
+        if not 1 <= self.neighbours < self.sample:
+            raise ConfigError(
+                f"embedding_outliers.neighbours ({self.neighbours}) must be at least 1 and below "
+                f"embedding_outliers.sample ({self.sample}): try 5"
+            )
+        if self.dims < 1 or self.max_words < 1:
+            raise ConfigError("embedding_outliers.dims and embedding_outliers.max_words must be 1 or more")
+
+    @property
+    def name(self) -> str:
+        """The name of the rule."""
+        return "embedding_outlier"
+
+    @property
+    def axis(self) -> Axis:
+        """Only what is far away is unusual."""
+        return Axis(mads=self.mads, side="high")
+
+    def survey(self, texts: Sequence[str], ids: Sequence[bytes], *, total: int | None = None) -> Sampled:
+        """Words, or vectors, of the documents that may be in the sample."""
+        return sample(texts, ids, self.sample, self._encode, total=total)
+
+    def merge(self, surveys: Sequence[Sampled]) -> Sampled:
+        """The sample."""
+        return merge_samples(surveys, self.sample)
+
+    def fit(self, surveys: Sequence[Sampled]) -> Neighbourhood:
+        """The sample's vectors, and for TF-IDF the projection that makes them."""
+        merged = self.merge(surveys)
+        if self.embedding != TFIDF:
+            vectors_SK = _stacked(merged.codes, len(merged.keys))
+            return Neighbourhood(keys=merged.keys, vectors=vectors_SK, weights=None)
+        counts_SV = _term_counts(merged.codes, merged.offsets)
+        documents_V = np.bincount(counts_SV.indices, minlength=_BUCKETS)
+        idf_V = np.log((1 + len(merged.keys)) / (1 + documents_V)) + 1
+        weights_VK = idf_V[:, None] * _directions(_unit_rows(counts_SV, idf_V), self.dims)
+        vectors_SK = embedding.snap(counts_SV @ weights_VK)
+        return Neighbourhood(keys=merged.keys, vectors=vectors_SK, weights=weights_VK)
+
+    def score(self, texts: Sequence[str], ids: Sequence[bytes], model: Neighbourhood) -> NDArray[np.float64]:
+        """Distances in [0, 2] [N]."""
+        codes, offsets_N1 = self._encode(texts)
+        if model.weights is None:
+            vectors_NK = _stacked(codes, len(texts))
+        else:
+            vectors_NK = embedding.snap(_term_counts(codes, offsets_N1) @ model.weights)
+        return _distances(vectors_NK, places_of(model.keys, ids), model.vectors, self.neighbours)
+
+    def _encode(self, texts: Sequence[str]) -> tuple[Codes, I64]:
+        """Buckets of a text's words, or the text's vector in steps, in two bytes each."""
+        if self.embedding == TFIDF:
+            return _buckets(texts, self.max_words)
+        vectors_NK = embedding.embed(embedding.load(self.embedding), texts)
+        width = vectors_NK.shape[1]
+        return vectors_NK.astype(np.int16).ravel(), np.arange(len(texts) + 1, dtype=np.int64) * width
+
+
+def _stacked(codes: Codes, num: int) -> Vectors:
+    return codes.reshape(num, len(codes) // max(1, num)).astype(np.float32)
+
+
+def _distances(vectors_NK: Vectors, places_N: I64, sample_SK: Vectors, neighbours: int) -> NDArray[np.float64]:
+    """Cosine distance of each text to the `neighbours`-th nearest of the sample, itself left out."""
+    distances_N = np.full(len(vectors_NK), np.nan)
+    if len(sample_SK) <= neighbours:
+        return distances_N
+    length_N, length_S = embedding.lengths(vectors_NK), embedding.lengths(sample_SK)
+    over_S = (1.0 / length_S).astype(np.float32)
+    sample_KS = np.ascontiguousarray(sample_SK.T)
+    for low in range(0, len(vectors_NK), _BLOCK):
+        block = slice(low, low + _BLOCK)
+        # Exact products; what follows is done to each number by itself, so no block shape can show.
+        cosine_NS = (vectors_NK[block] @ sample_KS) * over_S
+        inside = np.flatnonzero(places_N[block] >= 0)
+        cosine_NS[inside, places_N[block][inside]] = -np.inf
+        nearest_N = np.partition(cosine_NS, -neighbours, axis=1)[:, -neighbours].astype(np.float64)
+        # The cosine of a vector with its copy may miss 1 by a rounding.
+        distances_N[block] = np.clip(1.0 - nearest_N / length_N[block], 0.0, 2.0)
+    return np.where(np.abs(vectors_NK).max(axis=1, initial=0) > 0, distances_N, np.nan)
+
+
+def _buckets(texts: Sequence[str], max_words: int) -> tuple[NDArray[np.uint16], I64]:
+    hashes_W, offsets_N1 = shingle(texts, 1, distinct=False)
+    lengths_N = np.diff(offsets_N1)
+    place_W = np.arange(len(hashes_W)) - np.repeat(offsets_N1[:-1], lengths_N)
+    kept_N = np.minimum(lengths_N, max_words)
+    codes = (hashes_W >> np.uint64(48)).astype(np.uint16)[place_W < max_words]
+    return codes, np.concatenate(([0], np.cumsum(kept_N))).astype(np.int64)
+
+
+def _term_counts(codes: Codes, offsets_N1: I64) -> sparse.csr_matrix:
+    """1 + log(count) of each text's buckets, ascending within a text [N, V]."""
+    num_texts = len(offsets_N1) - 1
+    doc_W = np.repeat(np.arange(num_texts), np.diff(offsets_N1))
+    both, count = np.unique(doc_W * _BUCKETS + codes.astype(np.int64), return_counts=True)
+    indptr = np.searchsorted(both, np.arange(num_texts + 1) * _BUCKETS)
+    return sparse.csr_matrix((1 + np.log(count), both % _BUCKETS, indptr), shape=(num_texts, _BUCKETS))
+
+
+def _unit_rows(counts_SV: sparse.csr_matrix, idf_V: NDArray[np.float64]) -> sparse.csr_matrix:
+    """TF-IDF rows of length one, so that a long text has no more say in the directions than a short one."""
+    weighted = counts_SV @ sparse.diags_array(idf_V)
+    squares_S = np.asarray(weighted.multiply(weighted) @ np.ones(_BUCKETS))
+    return sparse.csr_matrix(sparse.diags_array(1 / np.sqrt(np.where(squares_S > 0, squares_S, 1.0))) @ weighted)
+
+
+def _directions(rows_SV: sparse.csr_matrix, dims: int) -> NDArray[np.float64]:
+    """The `dims` strongest right singular directions, by subspace iteration [V, K]; zeros beyond the rank."""
+    columns_VS = sparse.csr_matrix(rows_SV.T)
+    signs = np.random.Generator(np.random.PCG64(0)).integers(0, 2, (_BUCKETS, dims + _OVERSAMPLED))
+    basis_VK = signs * 2.0 - 1.0
+    for _ in range(_ROUNDS):
+        images_SK = rows_SV @ basis_VK
+        basis_VK = columns_VS @ _orthonormal(images_SK)
+    values, turns = _decomposed(basis_VK)
+    strongest = np.argsort(-values, kind="stable")[:dims]
+    scale = _inverse_roots(values[strongest], 1e-10)
+    directions_VK = _product(basis_VK, turns[:, strongest] * scale)
+    # A direction and its opposite are equally good: let the largest entry be positive.
+    largest = np.abs(directions_VK).argmax(axis=0)
+    return directions_VK * np.where(directions_VK[largest, np.arange(len(strongest))] < 0, -1.0, 1.0)
+
+
+def _orthonormal(matrix_SK: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Orthonormal columns with the same span; a direction that is lost in rounding becomes zero."""
+    values, turns = _decomposed(matrix_SK)
+    return _product(matrix_SK, turns * _inverse_roots(values, 1e-12))
+
+
+def _inverse_roots(values: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    """One over the root; 0 for a value that is nothing beside the largest."""
+    usable = values > values.max(initial=0.0) * least
+    return np.where(usable, 1.0 / np.sqrt(np.where(usable, values, 1.0)), 0.0)
+
+
+def _decomposed(matrix_SK: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Eigenvalues and eigenvectors of the Gram matrix."""
+    gram_KK = sparse.csr_matrix(matrix_SK.T) @ matrix_SK
+    values, turns = np.linalg.eigh((gram_KK + gram_KK.T) / 2)
+    return values, turns
+
+
+def _product(left: NDArray[Any], right_KK: NDArray[Any]) -> NDArray[np.float64]:
+    """A matrix product whose sums have one order, however many threads BLAS has."""
+    return sparse.csr_matrix(left) @ right_KK
