@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmray.data.banding import Banding, choose_banding
+from llmray.data.contamination import Contamination
+from llmray.data.features import Statistics
+from llmray.data.likelihood import Unigram, WordOrder
+from llmray.data.neighbours import EmbeddingOutliers
 from llmray.data.normalize import Normalization
 from llmray.data.readers.reading import Reading
 from llmray.data.rows import Row
@@ -17,6 +21,7 @@ CODE = {"code": True}
 """`module:attribute` in such a field counts in cache keys with its code."""
 KEEP = ("quality", "length", "source")
 """What `keep` can name."""
+SECOND_LOOKS = ("unigram", "word_order", "embedding_outlier")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,10 +107,19 @@ class CurateConfig:
     the one from the better source; then the smaller content id. Never the one that came first."""
     quality: str = field(default="", metadata=CODE)
     """`module:attribute` of a function of a row that gives its quality (more is better); none by default."""
-    learned: tuple[str, ...] = field(default=(), metadata=CODE)
-    """`module:attribute` of measures (`llmray.data.limits.Learned`) whose usual values are learned from the data."""
+    statistics: Statistics = field(default_factory=Statistics)
+    """Measures of single texts whose usual values are learned from the data."""
     second_look: tuple[str, ...] = field(default=(), metadata=CODE)
-    """`module:attribute` of measures (`llmray.data.limits.CorpusMeasure`) that must see all of the data first."""
+    """Measures that must see all of the data first, with usual values learned too: unigram, word_order,
+    embedding_outlier, or `module:attribute` of a `llmray.data.corpus.CorpusMeasure`."""
+    unigram: Unigram = field(default_factory=Unigram)
+    """How likely a text's words are."""
+    word_order: WordOrder = field(default_factory=WordOrder)
+    """How likely the order of its words is."""
+    embedding_outlier: EmbeddingOutliers = field(default_factory=EmbeddingOutliers)
+    """How far a text lies from all others."""
+    contamination: Contamination = field(default_factory=Contamination)
+    """Evaluation sets that must not be in the data."""
     source_priority: tuple[str, ...] = ()
     """Patterns of sources, best first (`*curated*`), for `keep`."""
     heldout_fraction: float = 0.1
@@ -135,8 +149,11 @@ class CurateConfig:
             raise ConfigError(f"keep ({', '.join(self.keep)}) names one thing twice: name each once")
         if self.quality and ":" not in self.quality:
             raise ConfigError(f"quality ({self.quality}) must be module:attribute, such as my_rules:score")
-        for name in ("learned", "second_look"):
-            if wrong := [one for one in getattr(self, name) if ":" not in one]:
-                raise ConfigError(f"{name} has {wrong[0]!r}: it must be module:attribute, such as my_rules:measure")
+        for name in self.second_look:
+            if ":" not in name and name not in SECOND_LOOKS:
+                raise ConfigError(
+                    f"second_look: no measure is called {name!r}: choose among {', '.join(SECOND_LOOKS)}, or write "
+                    "module:attribute"
+                )
         if self.examples < 0:
             raise ConfigError(f"examples ({self.examples}) must be zero or more")

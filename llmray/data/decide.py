@@ -14,11 +14,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from llmray.data import features
 from llmray.data.config import CurateConfig
-from llmray.data.exact import first_of_each, halves
-from llmray.data.limits import F64, Limits, learn_limits, learned_measures, unusual
-from llmray.data.places import Places, chunk_name
-from llmray.data.tables import FAILED, mapped
+from llmray.data.exact import KEY_BYTES, first_of_each, halves
+from llmray.data.limits import F64, Limits, failed, learn_limits, unusual
+from llmray.data.places import Places
+from llmray.data.rules.config import ACROSS
+from llmray.data.rules.preferences import Conflict, conflicts
+from llmray.data.tables import FAILED, MEASURED, PAIRS, fixed_bytes
 from llmray.data.verify import Verdicts
 
 I64 = NDArray[np.int64]
@@ -64,7 +67,7 @@ def judge(
     config: CurateConfig,
     places: Places,
     *,
-    failed: pa.Table,
+    fixed: pa.Table,
     values: Mapping[str, F64],
     known: Limits,
     old_exact: Sequence[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]],
@@ -72,7 +75,7 @@ def judge(
     """Judge rows by what is known of each.
 
     Args:
-        failed: fixed rules that were failed, as `FAILED`, with numbers of rows.
+        fixed: fixed rules that were failed, as `FAILED`, with numbers of rows.
         values: what second looks found of each row [R], NaN where they do not apply.
         known: learned limits of the snapshot that is added to.
         old_exact: its exact keys: sorted, as two halves, with the old rows' numbers; segment by segment.
@@ -80,15 +83,14 @@ def judge(
     Returns:
         What was found, all failures by row, and the learned limits.
     """
-    learned = [one.name for one in learned_measures(config)]
-    small = places.small(["id", "kind", "length", "exact", "quality", *learned])
+    learned = [one.name for one in features.build(config.statistics)]
+    small = places.small(["id", "kind", "length", "exact", "quality", *(MEASURED + name for name in learned)])
     kind_R, length_R = small["kind"], small["length"]
     sound = np.ones(places.num_rows, bool)
-    sound[failed["row"].to_numpy()] = False
-    lengths = np.where(length_R > 0, length_R, 0).astype(np.float64)
-    measures = {"length_outlier": lengths, **{name: small[name] for name in learned}, **values}
+    sound[fixed["row"].to_numpy()] = False
+    measures = {**{name: small[MEASURED + name] for name in learned}, **values}
     limits = learn_limits(config, kind_R, sound, measures, known)
-    failures = pa.concat_tables([failed, unusual(limits, kind_R, measures)])
+    failures = pa.concat_tables([fixed, unusual(limits, kind_R, measures), _conflicting(config, places)])
     failures = failures.take(pa.array(np.argsort(failures["row"].to_numpy(), kind="stable")))
     living = sound.copy()
     living[failures["row"].to_numpy()] = False
@@ -146,12 +148,21 @@ def look_up(index: tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint
 
 def read_failed(places: Places) -> pa.Table:
     """The fixed rules that were failed, with numbers of rows."""
-    tables = [FAILED.empty_table()]
-    for chunk in range(places.num_chunks):
-        table = mapped(places.work.path(chunk_name(chunk)) / "failed.arrow")
-        rows = pa.array(table["row"].to_numpy() + places.bases_C1[chunk])
-        tables.append(table.set_column(0, FAILED.field("row"), rows))
-    return pa.concat_tables(tables)
+    return places.numbered("failed.arrow", FAILED)
+
+
+def _conflicting(config: CurateConfig, places: Places) -> pa.Table:
+    """Preferences that contradict others, as `FAILED`."""
+    pairs = places.numbered("pairs.arrow", PAIRS)
+    found = [FAILED.empty_table()]
+    if pairs.num_rows:
+        keys = [fixed_bytes(pairs[name]).view(f"V{KEY_BYTES}").ravel() for name in PAIRS.names[1:]]
+        codes, rows = conflicts(*keys), pairs["row"].to_numpy()
+        for rule, code in zip(ACROSS, (Conflict.SWAPPED, Conflict.CONTRADICTORY), strict=True):
+            if rule in config.outliers.names:
+                mine = rows[codes == code]
+                found.append(failed(mine, rule, np.ones(len(mine)), np.zeros(len(mine))))
+    return pa.concat_tables(found)
 
 
 def _rank(config: CurateConfig, places: Places, small: Mapping[str, NDArray]) -> I64:  # type: ignore[type-arg]

@@ -14,7 +14,7 @@ import math
 import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
 import numpy as np
@@ -55,7 +55,7 @@ class Learned:
 class Statistics:
     """Which measures have limits that are learned from the data."""
 
-    measures: tuple[str, ...] = ("length",)
+    measures: tuple[str, ...] = field(default=("length",), metadata={"code": True})
     """Names of built-in measures, and `module:attribute` for a `Learned` of your own."""
     mads: float = 5.0
     """Scaled MADs from the median to a limit; a measure may have its own number."""

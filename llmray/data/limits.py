@@ -1,23 +1,25 @@
 """Limits that are learned from the data itself: what is usual for a measure, kind by kind, and which rows are not.
 
-Limits are median ± k scaled MADs (Leys et al. 2013), of the value or of its logarithm, learned from rows that pass the
-fixed rules: a thousand empty rows must not make a usual length unusual. Every row with a value is then held against
-them. Measures that need the whole corpus before they can judge a row (`CorpusMeasure`) take a second look at the text
-and go through the same limits.
+How limits are learned is `robust`; here is what is measured: `features` text by text as rows are prepared, and the
+measures that need the whole corpus before they can judge a text (`corpus`), which take a second look at it. Limits are
+learned from rows that pass the fixed rules: a thousand empty rows must not make a usual length unusual. Every row with
+a value is then held against them.
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from llmray.data import features, robust
 from llmray.data.config import CurateConfig
+from llmray.data.corpus import CorpusMeasure
+from llmray.data.robust import Axis
 from llmray.data.rows import Row
-from llmray.data.rules import robust_limits
 from llmray.data.tables import FAILED, KINDS
 from llmray.errors import ConfigError
 
@@ -26,59 +28,14 @@ Limits = dict[str, dict[str, tuple[float, float]]]
 """Rule to kind to smallest and largest usual value."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Learned:
-    """A measure whose usual values are learned."""
-
-    name: str
-    """What a row that is unusual is said to have failed."""
-    measure: Callable[[Row], float | None]
-    """The value for a row; None where the measure does not apply to it."""
-    scale: Literal["linear", "log"] = "linear"
-    """Whether values or their logarithms have a usual spread; values of zero or less teach nothing on a log scale."""
-    mads: float = 5.0
-    """How many scaled MADs from the median a value may lie."""
-    why: str = ""
-    """One phrase for the report."""
-
-
-class CorpusMeasure(Protocol):
-    """A measure that must see all rows before it can say anything of one."""
-
-    name: str
-    scale: Literal["linear", "log"]
-    mads: float
-    why: str
-
-    def survey(self, texts: Sequence[str], ids: Sequence[bytes]) -> Any:
-        """What a chunk's rows have to say: small, and such that the order of chunks and their cuts do not matter."""
-        ...
-
-    def fit(self, surveys: Sequence[Any]) -> Any:
-        """What is learned from all of it."""
-        ...
-
-    def score(self, texts: Sequence[str], model: Any) -> F64:
-        """The value of each row; NaN where the measure does not apply."""
-        ...
-
-
-def learned_measures(config: CurateConfig) -> list[Learned]:
-    """The measures that `prepare` stores, beside length.
-
-    Raises:
-        ConfigError: one cannot be loaded.
-    """
-    return [_load(name, "learned", Learned) for name in config.learned]
-
-
 def corpus_measures(config: CurateConfig) -> list[CorpusMeasure]:
     """The measures that take a second look.
 
     Raises:
         ConfigError: one cannot be loaded.
     """
-    return [load_attribute(name, "second_look") for name in config.second_look]
+    built_in = {one.name: one for one in (config.unigram, config.word_order, config.embedding_outlier)}
+    return [load_attribute(name, "second_look") if ":" in name else built_in[name] for name in config.second_look]
 
 
 def quality_of(config: CurateConfig) -> Callable[[Row], float] | None:
@@ -109,6 +66,20 @@ def load_attribute(name: str, field: str) -> Any:
         raise ConfigError(f"{field}: {name} cannot be loaded: {error}") from error
 
 
+def axes(config: CurateConfig) -> dict[str, Axis]:
+    """Every learned measure, and how its limits are learned."""
+    return {
+        **{one.name: one.axis(config.statistics.mads) for one in features.build(config.statistics)},
+        **{one.name: one.axis for one in corpus_measures(config)},
+    }
+
+
+def reasons(config: CurateConfig) -> dict[str, str]:
+    """What each learned measure measures, in a phrase."""
+    looks = {one.name: (inspect.getdoc(type(one)) or "").split(";")[0] for one in corpus_measures(config)}
+    return {**{one.name: one.why for one in features.build(config.statistics)}, **looks}
+
+
 def learn_limits(
     config: CurateConfig,
     kind_R: NDArray[np.int8],
@@ -124,13 +95,19 @@ def learn_limits(
         known: limits of the snapshot that is added to: what counts as usual does not change with each addition.
     """
     limits: Limits = {}
-    for name, (scale, mads) in scales(config).items():
+    for name, axis in axes(config).items():
         limits[name] = {}
         for code, kind in enumerate(KINDS):
             rows = (kind_R == code) & ~np.isnan(values[name])
             if not rows.any():
                 continue
-            limits[name][kind] = known.get(name, {}).get(kind) or _usual(values[name][rows & sound_R], scale, mads)
+            limits[name][kind] = known.get(name, {}).get(kind) or robust.limits(
+                values[name][rows & sound_R],
+                axis.mads,
+                log=axis.log,
+                side=axis.side,
+                min_values=config.statistics.min_rows,
+            )
     return limits
 
 
@@ -140,34 +117,14 @@ def unusual(limits: Limits, kind_R: NDArray[np.int8], values: Mapping[str, F64])
     for name, by_kind in limits.items():
         for kind, (low, high) in by_kind.items():
             value_R = values[name]
-            rows = np.flatnonzero((kind_R == KINDS.index(kind)) & ((value_R < low) | (value_R > high)))
+            rows = np.flatnonzero((kind_R == KINDS.index(kind)) & robust.outside(value_R, (low, high)))
             value = value_R[rows]
-            columns = [rows, [name] * len(rows), value, np.where(value < low, low, high)]
-            found.append(pa.table([pa.array(column) for column in columns], names=FAILED.names).cast(FAILED))
+            found.append(failed(rows, name, value, np.where(value < low, low, high)))
     return pa.concat_tables(found)
 
 
-def scales(config: CurateConfig) -> dict[str, tuple[str, float]]:
-    """Every learned measure, with its scale and how many MADs it allows."""
-    measures: list[Learned | CorpusMeasure] = [*learned_measures(config), *corpus_measures(config)]
-    length = {"length_outlier": ("log", config.outliers.length_mads)}
-    lengths = length if "length_outlier" in config.outliers.rules else {}
-    return {**lengths, **{one.name: (one.scale, one.mads) for one in measures}}
-
-
-def _usual(values: F64, scale: str, mads: float) -> tuple[float, float]:
-    if scale == "log":
-        return robust_limits(values, mads)  # type: ignore[arg-type]
-    if not len(values):
-        return -np.inf, np.inf
-    middle = float(np.median(values))
-    # 1.4826 makes the MAD of a normal sample estimate its standard deviation; a MAD of zero says nothing.
-    spread = 1.4826 * float(np.median(np.abs(values - middle)))
-    return (middle - mads * spread, middle + mads * spread) if spread else (-np.inf, np.inf)
-
-
-def _load(name: str, field: str, kind: type[Learned]) -> Learned:
-    found = load_attribute(name, field)
-    if not isinstance(found, kind):
-        raise ConfigError(f"{field}: {name} is a {type(found).__name__}: make it a llmray.data.limits.{kind.__name__}")
-    return found
+def failed(rows: NDArray[np.int64], rule: str, value: F64, threshold: F64) -> pa.Table:
+    """Rows that failed one rule, as `FAILED`."""
+    nothing = pa.nulls(len(rows), pa.string())
+    columns = [pa.array(rows), pa.array([rule] * len(rows), pa.string()), pa.array(value), pa.array(threshold), nothing]
+    return pa.table(columns, schema=FAILED)

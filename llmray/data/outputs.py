@@ -265,5 +265,5 @@ def _reasons(rows: I64, failures: pa.Table) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, values).cast(REASONS)
 
 
-_REASON: Sequence[str] = ("rule", "value", "threshold")
+_REASON: Sequence[str] = ("rule", "value", "threshold", "detail")
 _LOSS = {"source": "source", "after_row": "row", "reason": "reason", "rows": "lost_rows"}

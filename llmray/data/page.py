@@ -27,7 +27,7 @@ def render(accounts: Accounts, base: str) -> str:
         _reasons(accounts),
         "<h2>Length before and after</h2><p class=soft>Rows by length in characters; each bar is half an octave.</p>",
         *(
-            _lengths(kind, histogram, accounts.limits.get("length_outlier", {}).get(kind))
+            _lengths(kind, histogram, accounts.limits.get("length", {}).get(kind))
             for kind, histogram in accounts.histograms.items()
         ),
         "<h2>Repeats</h2>",
@@ -36,6 +36,7 @@ def render(accounts: Accounts, base: str) -> str:
         html.table(
             ["source", "in", "kept", "removed", "quarantined"], [[n, *c.values()] for n, c in accounts.sources.items()]
         ),
+        _personal(accounts),
         _broken(accounts),
         "<h2>Examples of what went</h2>",
         *(_example(reason, accounts.why.get(reason, ""), rows) for reason, rows in accounts.examples.items()),
@@ -144,6 +145,13 @@ def _dedup(dedup: Mapping[str, Any]) -> str:
     )
 
 
+def _personal(accounts: Accounts) -> str:
+    if not accounts.personal:
+        return ""
+    rows = [[kind, count] for kind, count in accounts.personal.items()]
+    return f"<h2>Personal data and secrets</h2>{html.table(['kind', 'found'], rows)}"
+
+
 def _broken(accounts: Accounts) -> str:
     parts = []
     if accounts.quarantine:
@@ -168,7 +176,8 @@ def _example(reason: str, why: str, rows: Sequence[Mapping[str, Any]]) -> str:
                 f"<div class=pair>{excerpt}<pre>{html.text(other['excerpt'])}</pre></div>"
             )
         else:
-            shown.append(f"<p class=soft>{where}: {row['value']:.4g}, limit {row['threshold']:.4g}</p>{excerpt}")
+            more = f" ({html.text(row['detail'])})" if "detail" in row else ""
+            shown.append(f"<p class=soft>{where}: {row['value']:.4g}, limit {row['threshold']:.4g}{more}</p>{excerpt}")
     return f"<h3>{html.text(reason)} <span class=soft>{html.text(why)}</span></h3>{''.join(shown)}"
 
 

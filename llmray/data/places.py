@@ -3,6 +3,7 @@
 The number of a row does not depend on how sources were cut, and following the numbers is reading the files in order.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,6 +42,8 @@ class Places:
     """Lines of the same source before each chunk."""
     bad_C: I64
     """Records of each chunk that are no rows."""
+    personal: Mapping[str, int]
+    """Personal data that was found, by kind."""
 
     @property
     def num_rows(self) -> int:
@@ -61,6 +64,16 @@ class Places:
         tables = [mapped(self._path(chunk) / "small.arrow").select(columns) for chunk in range(self.num_chunks)]
         whole = pa.concat_tables(tables)
         return {name: _array(whole[name]) for name in columns}
+
+    def numbered(self, file: str, schema: pa.Schema) -> pa.Table:
+        """The file of all chunks, whose column `row` counts within a chunk, with numbers of rows in it."""
+        tables = [schema.empty_table()]
+        for chunk in range(self.num_chunks):
+            table = mapped(self._path(chunk) / file)
+            tables.append(
+                table.set_column(0, schema.field(0), pa.array(table["row"].to_numpy() + self.bases_C1[chunk]))
+            )
+        return pa.concat_tables(tables)
 
     def of(self, rows: I64, file: str, columns: Sequence[str]) -> pa.Table:
         """Columns of `content.arrow` or `small.arrow` for some rows, in any order and as often as they are named."""
@@ -101,7 +114,7 @@ class Places:
 COMPARED = ("kind", "text", "messages", "prompt", "chosen", "rejected", "choices")
 
 
-def locate(work: Work, chunks: Sequence[Chunk], facts: Sequence[Mapping[str, int]]) -> Places:
+def locate(work: Work, chunks: Sequence[Chunk], facts: Sequence[Mapping[str, Any]]) -> Places:
     """Count through the chunks; `facts` say how many rows and lines each has."""
     sources = list(dict.fromkeys(chunk.source for chunk in chunks))
     number = {name: at for at, name in enumerate(sources)}
@@ -116,6 +129,7 @@ def locate(work: Work, chunks: Sequence[Chunk], facts: Sequence[Mapping[str, int
         bases_C1=np.concatenate(([0], np.cumsum([fact["rows"] for fact in facts]))).astype(np.int64),
         lines_C=before - before[first],
         bad_C=np.array([fact["bad"] for fact in facts], np.int64),
+        personal=dict(sum((Counter(fact["personal"]) for fact in facts), Counter())),
     )
 
 

@@ -4,14 +4,17 @@
     small.arrow     id, exact key, length, measures: what decides
     failed.arrow    rules that were failed, by row
     bad.arrow       records that are no rows, and what could not be read
+    pairs.arrow     what preferences are about, to be compared with one another
     hashes.npy      bucket names of all rows, sorted [E]; owners.npy says whose each is: the row's place in the chunk
 
 Rejected: handing tables from task to task (text would fill Ray's object store), and one file for everything (each stage
 reads a column or two).
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,21 +23,27 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from llmray.data import minhash
+from llmray.data import contamination, features, minhash
 from llmray.data.banding import Banding
 from llmray.data.buckets import mix
 from llmray.data.config import CurateConfig
+from llmray.data.contamination import RULE, Contamination, EvalIndex
 from llmray.data.exact import exact_key
-from llmray.data.limits import Learned, learned_measures, quality_of
+from llmray.data.features import Learned, measure_all
+from llmray.data.limits import quality_of
 from llmray.data.minhash import U64
 from llmray.data.readers import Chunk, Found, Loss, Quarantined, Record, read_chunk
 from llmray.data.rows import Row
-from llmray.data.rules import Rule, build, judge
+from llmray.data.rules import Failure, Personal, Rule, build, judge, personal
+from llmray.data.rules.config import ACROSS
+from llmray.data.rules.preferences import pair_keys
 from llmray.data.tables import (
     BAD,
     CONTENT,
     FAILED,
     KINDS,
+    MEASURED,
+    PAIRS,
     SAID,
     SMALL,
     content_columns,
@@ -57,6 +66,10 @@ class Judges:
     learned: Sequence[Learned]
     quality: Callable[[Row], float] | None
     banding: Banding
+    evaluations: EvalIndex | None
+    """Items that must not be in the data."""
+    personal: Personal | None
+    """What is looked for, where rows are counted or masked and not removed for it."""
 
 
 def judges_of(config: CurateConfig) -> Judges:
@@ -65,23 +78,37 @@ def judges_of(config: CurateConfig) -> Judges:
     Raises:
         ConfigError: one cannot be loaded.
     """
+    personal = config.outliers.personal
+    asked = "personal" in config.outliers.names
     return Judges(
         config=config,
         rules=build(config.outliers),
-        learned=learned_measures(config),
+        learned=features.build(config.statistics),
         quality=quality_of(config),
         banding=config.dedup.banding(),
+        evaluations=_evaluations(config.contamination) if config.contamination.sets else None,
+        personal=personal if asked and personal.action != "remove" else None,
     )
 
 
-def prepare_chunk(chunk: Chunk, judges: Judges, folder: Path) -> dict[str, int]:
-    """Write a chunk's files; returns how many lines and rows it has, records that are no rows, bucket names."""
+@cache
+def _evaluations(config: Contamination) -> EvalIndex:
+    return contamination.load(config)
+
+
+def prepare_chunk(chunk: Chunk, judges: Judges, folder: Path) -> dict[str, Any]:
+    """Write a chunk's files; returns how many lines and rows it has, records that are no rows, bucket names.
+
+    Under `personal` stands how much personal data was found, by kind.
+    """
     records = read_chunk(chunk, judges.config.reading)
     return {**prepare_records(iter(records), judges, folder), "lines": records.num_held}
 
 
-def prepare_records(records: Iterator[Record], judges: Judges, folder: Path) -> dict[str, int]:
+def prepare_records(records: Iterator[Record], judges: Judges, folder: Path) -> dict[str, Any]:
     """Write the files of some records."""
+    pairs: list[pa.Table] = []
+    private: Counter[str] = Counter()
     small: list[pa.Table] = []
     failed: list[pa.Table] = []
     bad: list[pa.Table] = []
@@ -96,11 +123,12 @@ def prepare_records(records: Iterator[Record], judges: Judges, folder: Path) -> 
                 bad.append(_bad([record for record in batch if not isinstance(record, Found)]))
             if not found:
                 continue
-            rows = [record.row for record in found]
+            rows = [_looked_over(record.row, judges, private) for record in found]
             content, decides = _columns(rows, [record.number for record in found], judges)
             failures = _failures(rows, num_rows, judges)
             small.append(decides)
             failed.append(failures)
+            pairs.append(_pairs(rows, num_rows, judges))
             buckets.append(_buckets(rows, num_rows, failures, content, judges))
             num_rows += len(rows)
             yield content
@@ -109,17 +137,23 @@ def prepare_records(records: Iterator[Record], judges: Judges, folder: Path) -> 
     write_table(folder / "small.arrow", pa.concat_tables([_small_schema(judges).empty_table(), *small]))
     write_table(folder / "failed.arrow", pa.concat_tables([FAILED.empty_table(), *failed]))
     write_table(folder / "bad.arrow", pa.concat_tables([BAD.empty_table(), *bad]))
+    write_table(folder / "pairs.arrow", pa.concat_tables([PAIRS.empty_table(), *pairs]))
     hashes = np.concatenate([np.zeros(0, np.uint64), *(names for names, _ in buckets)])
     owners = np.concatenate([np.zeros(0, np.int64), *(owner for _, owner in buckets)])
     order = np.argsort(hashes, kind="stable")
     np.save(folder / "hashes.npy", hashes[order])
     np.save(folder / "owners.npy", owners[order].astype(np.uint32))
-    return {"rows": num_rows, "bad": sum(table.num_rows for table in bad), "entries": len(hashes)}
+    return {
+        "rows": num_rows,
+        "bad": sum(table.num_rows for table in bad),
+        "entries": len(hashes),
+        "personal": dict(sorted(private.items())),
+    }
 
 
-def length(row: Row) -> int:
-    """Characters of what a model would learn to write; of all of it where that is one of some choices."""
-    return len(row.whole if row.kind == "choice" else row.answer)
+def learned_text(row: Row) -> str:
+    """What a model would learn to write; all of the row where that is one of some choices."""
+    return row.whole if row.kind == "choice" else row.answer
 
 
 def kind_salt(kind_D: NDArray[np.int8]) -> U64:
@@ -154,38 +188,58 @@ def _columns(rows: Sequence[Row], lines: Sequence[int], judges: Judges) -> tuple
         for one, row in zip(kinds, rows, strict=True)
     ]
     rate = judges.quality
+    texts = [learned_text(row) for row in rows]
+    values_NM = measure_all(texts, judges.learned)
     columns: dict[str, Any] = {
         "id": ids,
         "line": pa.array(lines, pa.int64()),
         "kind": kind,
-        "length": pa.array([length(row) for row in rows], pa.int64()),
+        "length": pa.array([len(text) for text in texts], pa.int64()),
         "exact": pa.array(exact, SMALL.field("exact").type),
         "quality": pa.array(np.zeros(len(rows)) if rate is None else [float(rate(row)) for row in rows], pa.float64()),
-        **{one.name: pa.array(_values(one, rows), pa.float64()) for one in judges.learned},
+        **{MEASURED + learned.name: pa.array(values_NM[:, at]) for at, learned in enumerate(judges.learned)},
     }
     return content, pa.table(columns, schema=_small_schema(judges))
 
 
 def _small_schema(judges: Judges) -> pa.Schema:
-    return pa.schema([*SMALL, *((one.name, pa.float64()) for one in judges.learned)])
+    return pa.schema([*SMALL, *((MEASURED + one.name, pa.float64()) for one in judges.learned)])
 
 
-def _values(measure: Learned, rows: Sequence[Row]) -> list[float]:
-    values = (measure.measure(row) for row in rows)
-    return [np.nan if value is None else float(value) for value in values]
+def _looked_over(row: Row, judges: Judges, found: Counter[str]) -> Row:
+    """The row as it goes on: without personal data where that is to be masked."""
+    if judges.personal is None:
+        return row
+    if judges.personal.action == "mask":
+        row, counts = personal.mask(row, judges.personal)
+    else:
+        counts = personal.count(row, judges.personal)
+    found.update(counts)
+    return row
 
 
 def _failures(rows: Sequence[Row], before: int, judges: Judges) -> pa.Table:
-    if not judges.rules:
-        return FAILED.empty_table()
     found = [(before + at, failure) for at, row in enumerate(rows) for failure in judge(row, judges.rules)]
+    if judges.evaluations is not None:
+        most = judges.config.contamination.max_share
+        for at, overlap in enumerate(judges.evaluations.overlap([row.whole for row in rows])):
+            if overlap is not None and overlap.share > most:
+                failure = Failure(rule=RULE, value=overlap.share, threshold=most, detail=overlap.why)
+                found.append((before + at, failure))
     columns = {
         "row": [at for at, _ in found],
-        "rule": [failure.rule for _, failure in found],
-        "value": [failure.value for _, failure in found],
-        "threshold": [failure.threshold for _, failure in found],
+        **{name: [getattr(failure, name) for _, failure in found] for name in FAILED.names[1:]},
     }
     return pa.table(columns, schema=FAILED)
+
+
+def _pairs(rows: Sequence[Row], before: int, judges: Judges) -> pa.Table:
+    if not set(ACROSS) & set(judges.config.outliers.names):
+        return PAIRS.empty_table()
+    normal = judges.config.dedup.normalization
+    found = [(before + at, *keys) for at, row in enumerate(rows) if (keys := pair_keys(row, normal)) is not None]
+    columns = zip(*found, strict=True) if found else [[]] * len(PAIRS)
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, PAIRS, strict=True)], schema=PAIRS)
 
 
 def _bad(records: Sequence[Record]) -> pa.Table:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from llmray.data.config import CurateConfig
 from llmray.data.decide import EXACT, FAILED_RULES, KEPT, NEAR, Fates, Judged
 from llmray.data.index import OldRows
-from llmray.data.limits import Limits, corpus_measures, learned_measures
+from llmray.data.limits import Limits, reasons
 from llmray.data.outputs import clustered, excerpts
 from llmray.data.places import Places
 from llmray.data.rules import build
@@ -64,6 +64,8 @@ class Accounts:
     """Rows removed as exact and as near repeats."""
     quarantine: dict[str, int]
     """Records by reason, the commonest first."""
+    personal: dict[str, int]
+    """Personal data that was found and counted or masked, by kind; empty where it was not looked for."""
     limits: dict[str, dict[str, dict[str, float | None]]]
     """Learned limits: rule to kind to the smallest and largest usual value; None where there is none."""
     dedup: dict[str, Any]
@@ -85,6 +87,7 @@ class Accounts:
             "rules": self.rules,
             "repeats": self.repeats,
             "quarantine": self.quarantine,
+            **({"personal": self.personal} if self.personal else {}),
             "losses": self.losses,
             "limits": self.limits,
             "dedup": self.dedup,
@@ -143,6 +146,7 @@ def account(
         rules=_by_count(dict(_rule_counts(failures))),
         repeats={"exact": int((fate == EXACT).sum()), "near": int((fate == NEAR).sum())},
         quarantine=_by_count(quarantine["reasons"]),
+        personal=_by_count(places.personal),
         limits={
             rule: {name: {"low": _finite(low), "high": _finite(high)} for name, (low, high) in kinds.items()}
             for rule, kinds in limits.items()
@@ -155,14 +159,19 @@ def account(
         examples=_examples(places, fates, failures, config.examples, onto and onto[1]),
         why={
             **{rule.name: rule.why for rule in build(config.outliers)},
-            **{one.name: one.why for one in learned_measures(config)},
-            **{one.name: one.why for one in corpus_measures(config)},
+            **reasons(config),
+            **_WHY,
         },
     )
     _balance(accounts)
     return accounts
 
 
+_WHY = {
+    "contamination": "share of an evaluation item's runs of words that the row holds",
+    "swapped_preference": "another row prefers the other answer",
+    "contradictory_preference": "the preferences of this prompt go round in a circle",
+}
 _FATES = ("kept", "rules", "exact", "near")
 assert (KEPT, FAILED_RULES, EXACT, NEAR) == (0, 1, 2, 3)
 
@@ -244,12 +253,19 @@ def _examples(
         return {}
     wanted: dict[str, list[dict[str, Any]]] = {}
     rule, value, threshold = (np.asarray(failures[name]) for name in ("rule", "value", "threshold"))
+    detail = failures["detail"].to_pylist()
     rows = failures["row"].to_numpy()
     for name in sorted(set(rule.tolist())):
         mine = np.flatnonzero(rule == name)
         furthest = mine[np.argsort(-np.abs(value[mine] - threshold[mine]), kind="stable")[:most]]
         wanted[name] = [
-            {"row": int(rows[at]), "value": float(value[at]), "threshold": float(threshold[at])} for at in furthest
+            {
+                "row": int(rows[at]),
+                "value": float(value[at]),
+                "threshold": float(threshold[at]),
+                **({} if detail[at] is None else {"detail": detail[at]}),
+            }
+            for at in furthest
         ]
     for how, code in (("exact", EXACT), ("near", NEAR)):
         mine = np.flatnonzero(fates.fate_R == code)

@@ -88,9 +88,10 @@ def survey(job: Job, measure: int, number: int) -> None:
         sound = np.ones(table.num_rows, bool)
         sound[failed[(failed >= low) & (failed < low + table.num_rows)] - low] = False
         rows = table.filter(pa.array(sound))
-        surveys.append(look.survey(near_texts(rows, job.config).to_pylist(), rows["id"].to_pylist()))
+        texts, ids = near_texts(rows, job.config).to_pylist(), rows["id"].to_pylist()
+        surveys.append(look.survey(texts, ids, total=job.places.num_rows))
     with job.work.piece(name) as piece:
-        (piece.folder / "surveys.pickle").write_bytes(pickle.dumps(surveys))
+        (piece.folder / "surveys.pickle").write_bytes(pickle.dumps([look.merge(surveys)] if surveys else []))
         piece.finish()
 
 
@@ -116,8 +117,10 @@ def score(job: Job, measure: int, number: int) -> None:
         return
     model = pickle.loads((job.work.path(f"fit/{measure}") / "model.pickle").read_bytes())  # noqa: S301 (by `fit`)
     look = corpus_measures(job.config)[measure]
-    tables = (table for _, table in _pieces_of(job.work.path(chunk_name(number))))
-    values = [np.asarray(look.score(near_texts(table, job.config).to_pylist(), model), np.float64) for table in tables]
+    values = [
+        np.asarray(look.score(near_texts(table, job.config).to_pylist(), table["id"].to_pylist(), model), np.float64)
+        for _, table in _pieces_of(job.work.path(chunk_name(number)))
+    ]
     with job.work.piece(name) as piece:
         np.save(piece.folder / "values.npy", np.concatenate([np.zeros(0), *values]))
         piece.finish()
@@ -139,7 +142,7 @@ def judge(job: Job) -> None:
     }
     known, exact = ({}, []) if job.old is None else (job.old.limits, list(job.old.exact()))
     judged, failures, learned = decide.judge(
-        job.config, places, failed=decide.read_failed(places), values=values, known=known, old_exact=exact
+        job.config, places, fixed=decide.read_failed(places), values=values, known=known, old_exact=exact
     )
     with job.work.piece("judged") as piece:
         _save(piece.folder, judged)

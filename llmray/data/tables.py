@@ -52,7 +52,8 @@ SNAPSHOT = pa.schema(
 SAID = ("text", "messages", "prompt", "chosen", "rejected", "choices", "group")
 """Columns that say what a row says, beside its shape."""
 
-REASONS = pa.list_(pa.struct([("rule", pa.string()), ("value", pa.float64()), ("threshold", pa.float64())]))
+_REASON = [("rule", pa.string()), ("value", pa.float64()), ("threshold", pa.float64()), ("detail", pa.string())]
+REASONS = pa.list_(pa.struct(_REASON))
 
 REMOVED = pa.schema(
     [
@@ -95,9 +96,14 @@ SMALL = pa.schema(
     ]
 )
 """What decides about the rows of a chunk; `line` counts from the chunk's beginning. Learned measures add columns."""
+MEASURED = "measured."
+"""Begins the names of those columns: a measure may be called like a column."""
 
-FAILED = pa.schema([("row", pa.int64()), ("rule", pa.string()), ("value", pa.float64()), ("threshold", pa.float64())])
-"""Failed rules, by row; only rows that failed something are in it."""
+FAILED = pa.schema([("row", pa.int64()), *_REASON])
+"""Failed rules, by row; only rows that failed something are in it. `detail` says more where there is more to say."""
+
+PAIRS = pa.schema([("row", pa.int64()), *((name, pa.binary(KEY_BYTES)) for name in ("prompt", "chosen", "rejected"))])
+"""What preferences are about, normalised, so that they can be compared with one another; by row."""
 
 BAD = pa.schema(
     [

@@ -2,7 +2,7 @@
 
 `own`, `gopher`, `c4`, `fineweb`, `language` and `personal` are one source each, with the published definition and
 where ours departs from it; `config` says which apply. A rule of one's own is a `Rule` in any module, named
-`module:attribute`. `limits` learns from all rows what is usual; `preferences` compares pairs across rows.
+`module:attribute`. `preferences` compares pairs across rows.
 """
 
 from llmray.data.rules.c4 import C4
@@ -10,7 +10,6 @@ from llmray.data.rules.config import BUILT_IN, GROUPS, Outliers, build, load
 from llmray.data.rules.fineweb import FineWeb
 from llmray.data.rules.gopher import Gopher, duplicate_lines, symbol_ratio, top_ngram
 from llmray.data.rules.language import Language
-from llmray.data.rules.limits import robust_limits
 from llmray.data.rules.personal import Personal
 from llmray.data.rules.rule import Failure, Rule, failure, judge
 
@@ -30,7 +29,6 @@ __all__ = [
     "failure",
     "judge",
     "load",
-    "robust_limits",
     "symbol_ratio",
     "top_ngram",
 ]

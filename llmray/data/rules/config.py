@@ -26,9 +26,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "fineweb": fineweb.NAMES,
 }
 """Names that stand for several rules."""
-_LEARNED = "length_outlier"
+ACROSS = ("swapped_preference", "contradictory_preference")
+"""Rules that compare preferences with one another, once all are known."""
 BUILT_IN = frozenset(
-    {_LEARNED, "language", "personal", *own.NAMES, *c4.NAMES, *fineweb.NAMES, *gopher.QUALITY, *gopher.REPETITION}
+    {*ACROSS, "language", "personal", *own.NAMES, *c4.NAMES, *fineweb.NAMES, *gopher.QUALITY, *gopher.REPETITION}
     | GROUPS.keys()
 )
 """All names that `Outliers.rules` knows."""
@@ -50,7 +51,7 @@ class Outliers:
             "gopher_top_3gram",
             "gopher_top_4gram",
             "same_preference",
-            "length_outlier",
+            *ACROSS,
         ),
         metadata={"code": True},
     )
@@ -59,8 +60,6 @@ class Outliers:
     """Fewest words of a text row."""
     min_answer_words: int = 1
     """Fewest words that the assistant says in a conversation, or of a chosen completion."""
-    length_mads: float = 5.0
-    """How many scaled MADs from the median the logarithm of a row's length may lie."""
     gopher: Gopher = field(default_factory=Gopher)
     """Limits of Gopher's rules."""
     c4: C4 = field(default_factory=C4)
@@ -73,8 +72,6 @@ class Outliers:
     """What is done with personal data and secrets."""
 
     def __post_init__(self) -> None:
-        if self.length_mads <= 0:
-            raise ConfigError(f"outliers.length_mads ({self.length_mads}) must be above 0: try 5")
         if self.min_words < 0 or self.min_answer_words < 0:
             raise ConfigError("outliers.min_words and outliers.min_answer_words must be zero or more")
         for name in self.rules:
@@ -92,7 +89,7 @@ class Outliers:
 
 
 def build(config: Outliers) -> list[Rule]:
-    """The rules that judge a row by itself; `length_outlier` is learned later.
+    """The rules that judge a row by itself; those that compare rows come later.
 
     Raises:
         ConfigError: a rule of one's own cannot be loaded, or a package that a rule needs is not installed.
@@ -106,7 +103,7 @@ def build(config: Outliers) -> list[Rule]:
     return [
         load(name) if ":" in name else made[name] if name in made else costly[name]()
         for name in config.names
-        if name != _LEARNED
+        if name not in ACROSS
     ]
 
 

@@ -42,6 +42,8 @@ class Failure:
     value: float
     threshold: float
     """The limit that the value lies beyond: below it where it is smaller, above it where it is larger."""
+    detail: str | None = None
+    """What more there is to say: which item of which evaluation set, which kinds of personal data."""
 
 
 def judge(row: Row, rules: Iterable[Rule]) -> list[Failure]:
