@@ -16,7 +16,7 @@ from llmray.artifact import Artifact
 from llmray.data.config import CurateConfig
 from llmray.data.rules import Outliers
 
-RULES = Outliers(rules=("empty", "length_outlier"))
+RULES = Outliers(rules=("empty",))
 
 
 def run(folder: Path, name: str, quality: str, chunk_bytes: int, second_look: tuple[str, ...] = ()) -> Artifact:

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
 ]
 
-CONFIG = CurateConfig(rows_per_part=50, outliers=Outliers(rules=("empty", "length_outlier")))
+CONFIG = CurateConfig(rows_per_part=50, outliers=Outliers(rules=("empty",)))
 WORDS = [f"word{number}" for number in range(500)]
 Write = Callable[[str, Any], str]
 
@@ -130,7 +130,7 @@ def test_usual_lengths_stay_those_of_the_first_rows(ray_cluster: None, write_lin
     old = run([write_lines("old/a.jsonl", [{"text": text} for text in texts(1)])])
     giants = [{"text": " ".join(f"g{row}x{at}" for at in range(3000))} for row in range(20)]
     made = run([write_lines("new/b.jsonl", [*giants, {"text": texts(5, 1)[0]}])], against=old.uri)
-    assert made.report["rules"] == {"length_outlier": 20}
+    assert made.report["rules"] == {"length": 20}
     assert made.report["limits"] == old.report["limits"]
 
 

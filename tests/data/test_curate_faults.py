@@ -57,7 +57,7 @@ def test_a_worker_killed_in_mid_run_changes_no_byte(tmp_path: Path) -> None:
     assert (tmp_path / "died").exists()
     assert (tmp_path / "died-fitting").exists()
     report = orjson.loads(next((tmp_path / "interrupted").rglob("report.json")).read_bytes())
-    assert report["rules"]["far_from_mean"] >= report["rules"]["length_outlier"] == 1
+    assert report["rules"]["far_from_mean"] >= report["rules"]["length"] == 1
     assert report["repeats"]["near"] > 50
     assert files_of(tmp_path / "interrupted") == files_of(tmp_path / "whole")
 

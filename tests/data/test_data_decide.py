@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from pure_curation import Curated, curate_purely
 
 from llmray.data.config import CurateConfig, Dedup
+from llmray.data.features import Statistics
 from llmray.data.normalize import Normalization
 from llmray.data.rows import Row, parse_row
 from llmray.data.rules import Outliers
 from llmray.errors import ConfigError
 
-NO_RULES = CurateConfig(outliers=Outliers(rules=()))
+NO_RULES = CurateConfig(outliers=Outliers(rules=()), statistics=Statistics(measures=()))
 LOREM = "the quick brown fox jumps over the lazy dog and runs far away into the deep dark forest at night"
 
 
@@ -103,8 +104,8 @@ def test_length_outliers_are_learned_by_kind() -> None:
     tasks = [qa(f"{number} or 1?", "1", ["1", str(number)]) for number in range(2, 12)]
     made = curate_purely([[*texts, giant, *tasks]])
     assert fate(made, giant)[0] == "rule"
-    assert made.report["rules"] == {"length_outlier": 1}
-    assert set(made.report["limits"]["length_outlier"]) == {"text", "choice"}
+    assert made.report["rules"] == {"length": 1}
+    assert set(made.report["limits"]["length"]) == {"text", "choice"}
 
 
 def test_source_priority_decides_between_equals() -> None:
@@ -258,11 +259,11 @@ def test_quality_goes_before_length_and_the_order_can_be_changed() -> None:
         (lambda: CurateConfig(keep=("size",)), "quality, length, source"),
         (lambda: CurateConfig(keep=("length", "length")), "name each once"),
         (lambda: CurateConfig(quality="score"), "module:attribute"),
-        (lambda: CurateConfig(learned=("score",)), "learned has 'score'"),
+        (lambda: CurateConfig(second_look=("score",)), "unigram, word_order, embedding_outlier"),
         (lambda: Dedup(threshold=1.2), "dedup.threshold"),
         (lambda: Dedup(threshold=0.2, recall=0.999, max_hashes=4), "dedup.max_hashes"),
         (lambda: Dedup(shingle_words=0), "shingle_words"),
-        (lambda: Outliers(length_mads=0), "length_mads"),
+        (lambda: Statistics(mads=0), "statistics.mads"),
     ],
 )
 def test_impossible_settings_name_the_fix(make: Any, fix: str) -> None:

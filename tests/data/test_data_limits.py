@@ -8,14 +8,17 @@ import pytest
 from pure_curation import curate_purely
 
 from llmray.data.config import CurateConfig
-from llmray.data.limits import Learned, learn_limits
+from llmray.data.features import Learned, Statistics
+from llmray.data.limits import learn_limits
+from llmray.data.robust import Axis
 from llmray.data.rules import Outliers
 from llmray.errors import ConfigError
 
 SHOUTING = Learned(
     name="shouting",
-    measure=lambda row: None if row.text is None else sum(letter.isupper() for letter in row.text) / len(row.text),
+    measure=lambda text: sum(letter.isupper() for letter in text) / len(text),
     mads=8.0,
+    side="high",
     why="share of capitals",
 )
 
@@ -24,13 +27,14 @@ class CommonWords:
     """How many of a text's words few other texts have."""
 
     name = "rare_words"
-    scale = "linear"
-    mads = 5.0
-    why = "words that no other text has"
+    axis = Axis(mads=5.0)
 
-    def survey(self, texts: Sequence[str], ids: Sequence[bytes]) -> Any:
+    def survey(self, texts: Sequence[str], ids: Sequence[bytes], *, total: int | None = None) -> Any:
         assert all(len(id_) == 32 for id_ in ids)
         return [sorted(set(text.split())) for text in texts]
+
+    def merge(self, surveys: Sequence[Any]) -> Any:
+        return [words for survey in surveys for words in survey]
 
     def fit(self, surveys: Sequence[Any]) -> Any:
         counts: dict[str, int] = {}
@@ -40,11 +44,12 @@ class CommonWords:
                     counts[word] = counts.get(word, 0) + 1
         return counts
 
-    def score(self, texts: Sequence[str], model: dict[str, int]) -> np.ndarray[Any, Any]:
+    def score(self, texts: Sequence[str], ids: Sequence[bytes], model: dict[str, int]) -> np.ndarray[Any, Any]:
         return np.array([sum(model.get(word, 0) < 2 for word in text.split()) for text in texts], np.float64)
 
 
 RARE = CommonWords()
+NO_STATISTICS = Statistics(measures=())
 NOT_A_MEASURE = 3
 
 
@@ -65,18 +70,24 @@ def texts(count: int = 60) -> list[dict[str, Any]]:
 
 
 def test_a_measure_of_ones_own_has_limits_by_kind() -> None:
-    config = CurateConfig(learned=(f"{__name__}:SHOUTING",), outliers=Outliers(rules=("empty",)))
+    config = CurateConfig(
+        statistics=Statistics(measures=(f"{__name__}:SHOUTING",)), outliers=Outliers(rules=("empty",))
+    )
     loud = {"text": "ALL OF THIS IS LOUD " * 6}
     made = curate_purely([[*texts(), loud, {"question": "WHAT?", "answer": "LOUD BUT NO TEXT"}]], config)
     assert made.report["rules"] == {"shouting": 1}
     (gone,) = (row for row in made.removed if row["reasons"])
     assert gone["excerpt"].startswith("ALL OF")
     assert gone["reasons"][0]["threshold"] == made.report["limits"]["shouting"]["text"]["high"]
-    assert set(made.report["limits"]["shouting"]) == {"text"}
+    assert made.report["limits"]["shouting"]["messages"] == {"low": None, "high": None}
 
 
 def test_a_second_look_sees_all_chunks_and_no_row_that_failed() -> None:
-    config = CurateConfig(second_look=(f"{__name__}:RARE",), outliers=Outliers(rules=("too_short",), min_words=3))
+    config = CurateConfig(
+        second_look=(f"{__name__}:RARE",),
+        statistics=NO_STATISTICS,
+        outliers=Outliers(rules=("too_short",), min_words=3),
+    )
     strange = {"text": " ".join(f"never{at}" for at in range(31))}
     rows = [*texts(), strange, {"text": "never0 never1"}]
     made = curate_purely([rows], config, chunk_bytes=2000)
@@ -90,20 +101,20 @@ def test_a_second_look_sees_all_chunks_and_no_row_that_failed() -> None:
 
 
 def test_limits_that_are_known_are_kept() -> None:
-    config = CurateConfig(outliers=Outliers(rules=("length_outlier",)))
+    config = CurateConfig()
     kinds, sound = np.zeros(50, np.int8), np.ones(50, bool)
-    lengths = {"length_outlier": np.arange(100.0, 150.0)}
+    lengths = {"length": np.arange(100.0, 150.0)}
     learned = learn_limits(config, kinds, sound, lengths, {})
-    assert 0 < learned["length_outlier"]["text"][0] < 100
-    known = {"length_outlier": {"text": (1.0, 2.0)}}
+    assert 0 < learned["length"]["text"][0] < 100
+    known = {"length": {"text": (1.0, 2.0)}}
     assert learn_limits(config, kinds, sound, lengths, known) == known
 
 
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({"learned": ("nowhere:at_all",)}, "learned: nowhere:at_all cannot be loaded"),
-        ({"learned": (f"{__name__}:NOT_A_MEASURE",)}, "make it a llmray.data.limits.Learned"),
+        ({"statistics": Statistics(measures=("nowhere:at_all",))}, "nowhere:at_all cannot be loaded"),
+        ({"statistics": Statistics(measures=(f"{__name__}:NOT_A_MEASURE",))}, "make it a features.Learned"),
         ({"quality": f"{__name__}:NOT_A_MEASURE"}, "make it a function of a row"),
         ({"second_look": (f"{__name__}:NOTHING",)}, "second_look: .* cannot be loaded"),
     ],

@@ -7,50 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from llmray.data.chunks import chunks, read_chunk
 from llmray.data.config import CurateConfig
 from llmray.data.progress import EVERY_S, Progress
-from llmray.data.readers import Found
 from llmray.data.work import Work, locked, work_key
-
-LINES = st.lists(
-    st.sampled_from([b'{"text": "a"}', b'{"text": "longer than the others"}', b"", b"{", b"\xef\xbb\xbf{}", b"\r"]),
-    max_size=12,
-).map(b"\n".join)
-
-
-@given(LINES, st.integers(1, 40), st.sampled_from([b"", b"\n", b"\xef\xbb\xbf"]))
-@settings(deadline=None)
-def test_wherever_a_file_is_cut_its_lines_come_out_once_and_in_order(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes, chunk_bytes: int, mark: bytes
-) -> None:
-    path = tmp_path_factory.mktemp("cut") / "a.jsonl"
-    path.write_bytes(mark + data + mark.replace(b"\xef\xbb\xbf", b""))
-    (whole,) = chunks([(str(path), "a.jsonl")], 1 << 20)
-    reading = read_chunk(whole)
-    expected = list(reading)
-    lines, found = 0, []
-    pieces = chunks([(str(path), "a.jsonl")], chunk_bytes)
-    assert sum(piece.bytes for piece in pieces) == path.stat().st_size
-    for piece in pieces:
-        part = read_chunk(piece)
-        found += [replace(record, number=record.number + lines) for record in part]
-        lines += part.lines
-    assert found == expected
-    assert lines == reading.lines
-
-
-def test_a_line_longer_than_a_chunk_is_in_one(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    long = "x" * 5000
-    path.write_text(f'{{"text": "first"}}\n{{"text": "{long}"}}\n{{"text": "last"}}')
-    pieces = chunks([(str(path), "a.jsonl")], 1000)
-    found = [[record.row.text for record in read_chunk(piece) if isinstance(record, Found)] for piece in pieces]
-    assert [texts for texts in found if texts] == [["first", long], ["last"]]
-    assert len(pieces) == 6
 
 
 def test_a_piece_appears_whole_or_not_at_all(tmp_path: Path) -> None:
