@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -43,8 +42,8 @@ def inner(function: Function) -> Function:
 def trailing_zeros(_: Any, __: Any) -> Any:
     """How many of the lowest bits are zero; 64 for 0."""
 
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], context.get_constant(types.boolean, False))
 
     return types.uint64(types.uint64), generate
 
@@ -75,9 +74,8 @@ def load64(_: Any, array: Any, __: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        loaded = builder.load(
-            builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(64).as_pointer()),
-        )
+        wide = context.get_value_type(types.uint64).as_pointer()
+        loaded = builder.load(builder.bitcast(builder.gep(data, [arguments[1]]), wide))
         loaded.align = 1
         return loaded
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmray.data.banding import Banding, choose_banding
+from llmray.data.minhash import Shingling
 from llmray.data.normalize import Normalization
 from llmray.data.rows import Row
 from llmray.data.rules import Outliers
@@ -44,6 +45,10 @@ class Dedup:
     def banding(self) -> Banding:
         """The bands and rows that reach the recall."""
         return choose_banding(threshold=self.threshold, recall=self.recall, max_hashes=self.max_hashes)
+
+    def shingling(self) -> Shingling:
+        """What rows are compared by."""
+        return Shingling(size=self.shingle_words)
 
     def near_text(self, row: Row) -> str | None:
         """What of a row is compared for near repeats; None where only exact repeats count.

@@ -200,7 +200,7 @@ def _candidates(config: CurateConfig, *small: pa.Table) -> Candidates:
 
 @_remote
 def _shingles(block: pa.Table, at: np.ndarray[Any, Any], config: CurateConfig) -> tuple[Any, Any]:
-    return minhash.shingle(outputs.near_texts(block, at, config), config.dedup.shingle_words)
+    return minhash.shingle_sets(outputs.near_texts(block, at, config), config.dedup.shingling())
 
 
 @_remote

@@ -40,7 +40,7 @@ class Candidates:
     """The row of which each is an exact copy: its own number where it is none, or has failed a rule [R]."""
     documents: I64
     """Rows that take part in the search for near repeats, by rank: the number of a document is its place here [D]."""
-    buckets: list[I64]
+    buckets: near.Buckets
     """Documents that met in a bucket."""
     compared: I64
     """Documents that are in some bucket, sorted: their shingles are needed."""
@@ -94,7 +94,7 @@ def find_candidates(config: CurateConfig, blocks: Sequence[pa.Table]) -> Candida
         copy_of=copy_of,
         documents=documents,
         buckets=buckets,
-        compared=np.unique(np.concatenate(buckets)) if buckets else np.zeros(0, np.int64),
+        compared=buckets.documents(),
     )
 
 
@@ -138,7 +138,7 @@ def _resolve(
     number = np.full(len(found.documents), -1, np.int64)
     number[found.compared] = np.arange(len(found.compared))
     documents = near.Shingled(shingles_S, offsets_C1)
-    edges = near.verify([number[bucket] for bucket in found.buckets], documents, config.dedup.threshold)
+    edges = near.verify(found.buckets.renumbered(number), documents, config.dedup.threshold)
     return resolve(len(found.compared), edges, documents, config.dedup.threshold), edges
 
 

@@ -13,6 +13,8 @@ are read as little-endian numbers (as is every machine that numba supports), so 
 Shape legend: D documents, S shingles, K hashes, N bands.
 """
 
+# ruff: noqa: PLR0917 (numba passes arrays one by one)
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +23,7 @@ from llmray.data.compiled import affine32, count_ones, entry, inner, load64, tra
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
+Int = int | np.int64
 
 ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -165,7 +168,7 @@ def _scratch(offsets_D1: I64, starts: NDArray[np.int32], characters: bool) -> tu
 
 @inner
 def _shingles(
-    room: Bytes, length: int, characters: bool, size: int, power: np.uint64, edges: I64, elements: U64
+    room: Bytes, length: Int, characters: bool, size: int, power: np.uint64, edges: I64, elements: U64
 ) -> int:
     """Hashes of the shingles of a folded text as they come, in `elements`; how many."""
     room[length : length + _PAD] = 0
@@ -174,12 +177,13 @@ def _shingles(
 
 
 @inner
-def _fold(text: Bytes, plain: bool, starts: NDArray[np.int32], folded: Bytes, room: Bytes) -> int:
+def _fold(text: Bytes, plain: bool, starts: NDArray[np.int32], folded: Bytes, room: Bytes) -> Int:
     """Letters in lower case, the byte 0 for what is no part of a word; the number of bytes written."""
     if plain or _is_ascii(text):
         _fold_bytes(text, room)
         return len(text)
-    at, written = 0, 0
+    at: Int = 0
+    written: Int = 0
     while at < len(text):
         until = _ascii_until(text, at)
         _fold_bytes(text[at:until], room[written:])
@@ -195,7 +199,7 @@ def _fold(text: Bytes, plain: bool, starts: NDArray[np.int32], folded: Bytes, ro
 
 
 @inner
-def _ascii_until(text: Bytes, at: int) -> int:
+def _ascii_until(text: Bytes, at: Int) -> Int:
     """Where the next byte above ASCII is; the end of the text where there is none."""
     while at + 8 <= len(text):
         high = load64(text, at) & _HIGH_BITS
@@ -208,7 +212,7 @@ def _ascii_until(text: Bytes, at: int) -> int:
 
 
 @inner
-def _is_ascii(text: Bytes) -> bool:
+def _is_ascii(text: Bytes) -> np.bool_:
     seen = np.uint8(0)
     for byte in text:
         seen |= byte
@@ -227,7 +231,7 @@ def _fold_bytes(text: Bytes, room: Bytes) -> None:
 
 
 @inner
-def _decode(text: Bytes, at: int) -> tuple[int, int]:
+def _decode(text: Bytes, at: Int) -> tuple[int, Int]:
     """How many bytes the character at a place has, and its code point; (0, 0) for what is no UTF-8."""
     byte = np.int64(text[at])
     if byte < _NOT_ASCII:
@@ -242,9 +246,10 @@ def _decode(text: Bytes, at: int) -> tuple[int, int]:
 
 
 @inner
-def _words(room: Bytes, length: int, edges: I64, words: U64) -> int:
+def _words(room: Bytes, length: Int, edges: I64, words: U64) -> int:
     """Hashes of the words of a folded text; how many."""
-    num_words, num_edges, before = 0, 0, _0
+    num_edges: Int = 0
+    num_words, before = 0, _0
     num_blocks = (length >> 6) + 1
     for block in range(num_blocks):
         inside = _0
@@ -255,7 +260,7 @@ def _words(room: Bytes, length: int, edges: I64, words: U64) -> int:
             inside |= (((letters >> _7) * _GATHER) >> _56) << np.uint64(8 * eight)
         change = inside ^ ((inside << _1) | before)
         before = inside >> _63
-        at = num_edges
+        at: Int = num_edges
         num_edges += np.int64(count_ones(change))
         while at < num_edges:
             for step in range(8):  # Eight at once, some for nothing: the end of the loop is then guessed right.
@@ -283,7 +288,7 @@ def _word(room: Bytes, at: int, end: int) -> np.uint64:
 
 
 @inner
-def _code_points(room: Bytes, length: int, points: U64) -> int:
+def _code_points(room: Bytes, length: Int, points: U64) -> int:
     """Code points of the words of a folded text, one space between words; how many."""
     count, at = 0, 0
     while at < length:
@@ -335,7 +340,7 @@ def _minima(shingles: U64, count: int, multipliers_K: NDArray[np.uint32], minima
         for k in range(len(multipliers_K)):
             one = min(affine32(low_0, multipliers_K[k], high_0), affine32(low_1, multipliers_K[k], high_1))
             two = min(affine32(low_2, multipliers_K[k], high_2), affine32(low_3, multipliers_K[k], high_3))
-            minima_K[k] = min(minima_K[k], min(one, two))
+            minima_K[k] = min(minima_K[k], one, two)
 
 
 @inner
@@ -368,9 +373,9 @@ def _distinct(values: U64, count: int, spare: U64, places: I64) -> int:
         most = max(most, places[bucket + 1])
         places[bucket + 1] += places[bucket]
     for at in range(count):
-        bucket = np.int64(values[at] >> shift)
-        spare[places[bucket]] = values[at]
-        places[bucket] += 1
+        first_bits = np.int64(values[at] >> shift)
+        spare[places[first_bits]] = values[at]
+        places[first_bits] += 1
     gap = count >> 1 if most > _CROWDED else 1
     while gap:
         for at in range(gap, count):
@@ -386,4 +391,3 @@ def _distinct(values: U64, count: int, spare: U64, places: I64) -> int:
             values[left] = spare[at]
             left += 1
     return left
-

@@ -21,7 +21,7 @@ Shape legend: D documents, S shingles, K hashes, N bands.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -30,11 +30,14 @@ from numpy.typing import NDArray
 from llmray.data import kernels
 from llmray.data.banding import Banding
 from llmray.data.folding import NOTHING, folding
-from llmray.data.kernels import I64, U64, Bytes
 from llmray.data.normalize import word_text
 from llmray.errors import ConfigError
 
-Texts = Sequence[str] | pa.StringArray | pa.LargeStringArray | pa.ChunkedArray
+U64 = NDArray[np.uint64]
+I64 = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+
+Texts: TypeAlias = "Sequence[str] | pa.StringArray | pa.LargeStringArray | pa.ChunkedArray"
 """Texts of documents, not normalised. An Arrow array is read where it lies; a null in it counts as empty."""
 
 _MAX_SIZE = 100
@@ -97,14 +100,14 @@ def shingle_sets(texts: Texts, shingling: Shingling) -> tuple[U64, I64]:
 
 def _multipliers(num_hashes: int, seed: int) -> NDArray[np.uint32]:
     """c_k: the high half of the k-th number of splitmix64 from a state that the seed gives; filled up with repeats."""
-    state = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64))
-    numbers = _mix(state + kernels.ODD * np.arange(1, num_hashes + 1, dtype=np.uint64))
+    state = mix_all(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64))
+    numbers = mix_all(state + kernels.ODD * np.arange(1, num_hashes + 1, dtype=np.uint64))
     filled = np.resize(numbers, -(-num_hashes // _HASHES_AT_ONCE) * _HASHES_AT_ONCE)
     return (filled >> np.uint64(32)).astype(np.uint32)
 
 
-def _mix(values: U64) -> U64:
-    """`kernels.mix`, for arrays."""
+def mix_all(values: U64) -> U64:
+    """The finaliser of splitmix64, a bijection that spreads every bit over all (`kernels.mix`), of each value."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
@@ -139,7 +142,8 @@ def _folded_by_python(data: Bytes, offsets_D1: I64, hard: I64, *, spaced: bool) 
     return _fixed(np.concatenate(pieces)), np.concatenate(([0], np.cumsum(lengths_D))).astype(np.int64)
 
 
-def _utf8(texts: Texts) -> tuple[Bytes, I64]:
+def _utf8(texts: Any) -> tuple[Bytes, I64]:
+    """UTF-8 of all texts, and where each begins and ends in it."""
     if isinstance(texts, pa.ChunkedArray):
         texts = texts.combine_chunks()
     if isinstance(texts, pa.Array):

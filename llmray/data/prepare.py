@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-import numpy as np
 import pyarrow as pa
 
 from llmray.data import minhash
@@ -74,11 +73,11 @@ def _bands(rows: Sequence[Row | None], failures: Sequence[Sequence[object]], con
         for at, (row, failed) in enumerate(zip(rows, failures, strict=True))
         if config.dedup.near and row is not None and not failed and (text := config.dedup.near_text(row)) is not None
     ]
-    shingles_S, offsets_D1 = minhash.shingle([text for _, text in texts], config.dedup.shingle_words, distinct=False)
-    signatures_DK = minhash.signatures(shingles_S, offsets_D1, banding.num_hashes, config.seed)
-    bands_DN = minhash.band_hashes(signatures_DK, banding)
+    bands_DN, num_shingles_D = minhash.sketch(
+        [text for _, text in texts], config.dedup.shingling(), banding, config.seed
+    )
     # A text without words has nothing in common with anything.
-    made = {at: bands for (at, _), bands, some in zip(texts, bands_DN, np.diff(offsets_D1), strict=True) if some}
+    made = {at: bands for (at, _), bands, some in zip(texts, bands_DN, num_shingles_D, strict=True) if some}
     return [made.get(at) for at in range(len(rows))]
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from llmray.data import decide, outputs
 from llmray.data.config import CurateConfig
-from llmray.data.minhash import shingle
+from llmray.data.minhash import shingle_sets
 from llmray.data.prepare import prepare
 from llmray.data.readers import Found
 from llmray.data.report import Accounts, account
@@ -50,8 +50,8 @@ def decide_tables(tables: Sequence[pa.Table], config: CurateConfig) -> Curated:
     rows = found.documents[found.compared]
     block, at = found.table["block"].to_numpy()[rows], found.table["at"].to_numpy()[rows]
     parts = {
-        int(number): shingle(
-            outputs.near_texts(tables[number], at[block == number], config), config.dedup.shingle_words
+        int(number): shingle_sets(
+            outputs.near_texts(tables[number], at[block == number], config), config.dedup.shingling()
         )
         for number in np.unique(block)
     }

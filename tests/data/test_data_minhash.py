@@ -156,7 +156,9 @@ def test_seeds_and_bands_differ() -> None:
     assert len({*one[0].tolist(), *other[0].tolist()}) == 8
 
 
-@pytest.mark.parametrize(("options", "said"), [({"size": 0}, "try 5"), ({"size": 101}, "to 100"), ({"unit": "x"}, "'x'")])
+@pytest.mark.parametrize(
+    ("options", "said"), [({"size": 0}, "try 5"), ({"size": 101}, "to 100"), ({"unit": "x"}, "'x'")]
+)
 def test_impossible_shinglings_are_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Shingling(**options)  # type: ignore[arg-type]
@@ -168,12 +170,12 @@ def test_kernels_run_where_nothing_can_be_kept(tmp_path: Path) -> None:
     shutil.copytree(Path(llmray.__path__[0]), package, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "data" / "__pycache__").write_text("")
     (tmp_path / "home").write_text("")
-    code = (
-        "from llmray.data import kernels, minhash as m; print(kernels.__file__, m.shingle_sets(['a b'], m.Shingling())[0][0])"
-    )
+    code = "from llmray.data import kernels, minhash as m; print(kernels.__file__, m.shingle_sets(['a b'], m.Shingling())[0][0])"
     environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     environment |= {"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path / "home"), "PYTHONDONTWRITEBYTECODE": "1"}
     environment |= {"XDG_CACHE_HOME": str(tmp_path / "home")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
+    )
     assert done.stdout.split() == [str(package / "data" / "kernels.py"), str(shingles("a b", "word", 5)[0])]
     assert "NUMBA_CACHE_DIR" in done.stderr
