@@ -249,7 +249,8 @@ def _decode(text: Bytes, at: Int) -> tuple[int, Int]:
 def _words(room: Bytes, length: Int, edges: I64, words: U64) -> int:
     """Hashes of the words of a folded text; how many."""
     num_edges: Int = 0
-    num_words, before = 0, _0
+    num_words: Int = 0
+    before = _0
     num_blocks = (length >> 6) + 1
     for block in range(num_blocks):
         inside = _0
@@ -273,7 +274,7 @@ def _words(room: Bytes, length: Int, edges: I64, words: U64) -> int:
             num_words += num_edges >> 1
             if num_edges & 1:
                 edges[0] = edges[num_edges - 1]
-            num_edges &= 1
+            num_edges = num_edges & 1
     return num_words
 
 

@@ -17,8 +17,10 @@ U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
+_1, _2, _3, _4 = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
 _SLOTS = np.uint64(20)
 """Counters of shingles are told apart by this many of their bits: 4 MiB of counters."""
+_PLACE_BITS = 36
 
 
 @entry
@@ -115,13 +117,15 @@ def prefixes(shingles_S: U64, offsets_D1: I64, documents: I64, threshold: float)
     entries, owners, num_entries = np.empty(room, np.uint64), np.empty(room, np.int64), 0
     for document in documents:
         own = shingles_S[offsets_D1[document] : offsets_D1[document + 1]]
-        counts = np.empty(len(own), np.int32)
+        # How many documents have it, then its place, that is its hash: so ties fall alike in each document.
+        keys = np.empty(len(own), np.int64)
         for place in range(len(own)):
-            counts[place] = counters[np.int64(own[place] >> (np.uint64(64) - _SLOTS))]
-        rarest = np.argsort(counts, kind="mergesort")  # Stable, and hashes ascend: so ties fall alike in each document.
-        for place in rarest[: _prefix_size(len(own), threshold)]:
-            if counts[place] > 1:
-                entries[num_entries], owners[num_entries] = own[place], document
+            counted = np.int64(counters[np.int64(own[place] >> (np.uint64(64) - _SLOTS))])
+            keys[place] = (counted << _PLACE_BITS) + place
+        _sort(keys)
+        for key in keys[: _prefix_size(len(own), threshold)]:
+            if key >> _PLACE_BITS > 1:
+                entries[num_entries], owners[num_entries] = own[key & ((1 << _PLACE_BITS) - 1)], document
                 num_entries += 1
     return entries[:num_entries].copy(), owners[:num_entries].copy()
 
@@ -171,7 +175,7 @@ def settle(
                     if not decided_D[far]:
                         rivals, num_rivals = _appended(rivals, num_rivals, far)
         if num_rivals > max_rivals:
-            rivals[:num_rivals] = np.sort(rivals[:num_rivals])
+            _sort(rivals[:num_rivals])
             num_rivals = max_rivals
         for rival in rivals[:num_rivals]:
             alike = known_D[rival]
@@ -202,33 +206,57 @@ def _by_document(members_M: I64, offsets_B1: I64, num_documents: int) -> tuple[I
 
 @inner
 def _jaccard(shingles_S: U64, offsets_D1: I64, one: int, other: int, threshold: float) -> float:
-    """Jaccard similarity; 0 as soon as it is sure to be below the threshold."""
-    at, end = offsets_D1[one], offsets_D1[one + 1]
-    across, far_end = offsets_D1[other], offsets_D1[other + 1]
-    size, far_size = end - at, far_end - across
+    """Jaccard similarity; 0 as soon as it is sure to be below the threshold.
+
+    Near repeats are alike in long runs, which four at a time pass; where they differ, no branch depends on which of
+    the two has the lesser hash, since that cannot be guessed. Places are unsigned: numba reads a negative one from the
+    end, and would ask each time.
+    """
+    at, end = np.uint64(offsets_D1[one]), np.uint64(offsets_D1[one + 1])
+    across, far_end = np.uint64(offsets_D1[other]), np.uint64(offsets_D1[other + 1])
+    size, far_size = np.int64(end - at), np.int64(far_end - across)
     if min(size, far_size) == 0 or min(size, far_size) / max(size, far_size) < threshold:
         return 0.0
-    # A similarity of t needs t / (1 + t) of both sizes shared: so many of each may miss. One more for rounding.
-    needed = np.int64(threshold / (1.0 + threshold) * (size + far_size)) - 1
-    may_miss, far_may_miss, shared = size - needed, far_size - needed, 0
+    # A similarity of t takes t / (1 + t) of both sizes together: so many may miss. One more for rounding.
+    may_miss = size + far_size - 2 * (np.int64(threshold / (1.0 + threshold) * (size + far_size)) - 1)
+    start = at + across
+    shared: int | np.int64 = 0
+    while at + _4 <= end and across + _4 <= far_end:
+        apart = (shingles_S[at] ^ shingles_S[across]) | (shingles_S[at + _1] ^ shingles_S[across + _1])
+        apart |= (shingles_S[at + _2] ^ shingles_S[across + _2]) | (shingles_S[at + _3] ^ shingles_S[across + _3])
+        if apart == 0:
+            shared += 4
+            at += _4
+            across += _4
+            continue
+        for _ in range(4):
+            here, there = shingles_S[at], shingles_S[across]
+            shared += np.int64(here == there)
+            at += np.uint64(here <= there)
+            across += np.uint64(there <= here)
+        if np.int64(at + across - start) - 2 * shared > may_miss:
+            return 0.0
     while at < end and across < far_end:
         here, there = shingles_S[at], shingles_S[across]
-        if here == there:
-            shared += 1
-            at += 1
-            across += 1
-        elif here < there:
-            at += 1
-            may_miss -= 1
-            if may_miss < 0:
-                return 0.0
-        else:
-            across += 1
-            far_may_miss -= 1
-            if far_may_miss < 0:
-                return 0.0
+        shared += np.int64(here == there)
+        at += np.uint64(here <= there)
+        across += np.uint64(there <= here)
     similarity = shared / (size + far_size - shared)
     return similarity if similarity >= threshold else 0.0
+
+
+@inner
+def _sort(values: I64) -> None:
+    """Shell's sort, in place: short to compile, where numpy's takes seconds."""
+    gap = len(values) >> 1
+    while gap:
+        for at in range(gap, len(values)):
+            value, place = values[at], at
+            while place >= gap and values[place - gap] > value:
+                values[place] = values[place - gap]
+                place -= gap
+            values[place] = value
+        gap = 1 if gap == 2 else gap * 5 // 11
 
 
 @inner
