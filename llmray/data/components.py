@@ -26,8 +26,12 @@ MAX_RIVALS = 4096
 class Likeness(Protocol):
     """Documents that can be compared: by their shingles (`near.Shingled`) or their vectors (`semantic.Embedded`)."""
 
-    def jaccard(self, left: I64, right: I64) -> NDArray[np.float64]:
-        """How alike document `left[i]` and `right[i]` are, in [0, 1]."""
+    def settle(self, graph: sparse.csr_matrix, threshold: float, max_rivals: int) -> tuple[I64, NDArray[np.float64]]:
+        """For each document the kept one that it repeats, itself where it stays, and how alike the two are.
+
+        Args:
+            graph: how alike documents are that are known to be, both ways [D, D].
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,35 +48,12 @@ class Resolution:
 
 def resolve(num_documents: int, edges: Edges, documents: Likeness, threshold: float) -> Resolution:
     """Decide every cluster. Document numbers must follow rank: 0 is the best."""
-    everyone = np.arange(num_documents)
-    ones = np.ones(len(edges.left), np.int8)
-    half = sparse.coo_matrix((ones, (edges.left, edges.right)), shape=(num_documents, num_documents))
+    halves = (edges.similarity, (edges.left, edges.right))
+    half = sparse.coo_matrix(halves, shape=(num_documents, num_documents))
     graph = (half + half.T).tocsr()
+    graph.sort_indices()
     _, label = csgraph.connected_components(graph, directed=False)
     best = np.full(label.max() + 1 if num_documents else 0, num_documents, np.int64)
-    np.minimum.at(best, label, everyone)
-    kept_for = everyone.copy()
-    similarity = np.ones(num_documents)
-    decided = np.zeros(num_documents, bool)
-    for document in np.flatnonzero(np.diff(graph.indptr)):
-        if decided[document]:
-            continue
-        decided[document] = True
-        rivals = _rivals(graph, int(document))
-        rivals = rivals[~decided[rivals]][:MAX_RIVALS]
-        if not len(rivals):
-            continue
-        likeness = documents.jaccard(np.full(len(rivals), document), rivals)
-        gone = rivals[likeness >= threshold]
-        kept_for[gone] = document
-        similarity[gone] = likeness[likeness >= threshold]
-        decided[gone] = True
+    np.minimum.at(best, label, np.arange(num_documents))
+    kept_for, similarity = documents.settle(graph, threshold, MAX_RIVALS)
     return Resolution(cluster=best[label], kept_for=kept_for, similarity=similarity)
-
-
-def _rivals(graph: sparse.csr_matrix, document: int) -> I64:
-    near = graph.indices[graph.indptr[document] : graph.indptr[document + 1]]
-    each = max(16, MAX_RIVALS // len(near))
-    far = [graph.indices[graph.indptr[other] : graph.indptr[other + 1]][:each] for other in near[:MAX_RIVALS]]
-    rivals = np.unique(np.concatenate([near, *far])).astype(np.int64)
-    return rivals[rivals != document]

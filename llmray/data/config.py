@@ -10,6 +10,7 @@ from llmray.data.banding import Banding, choose_banding
 from llmray.data.contamination import Contamination
 from llmray.data.features import Statistics
 from llmray.data.likelihood import Unigram, WordOrder
+from llmray.data.minhash import Shingling
 from llmray.data.neighbours import EmbeddingOutliers
 from llmray.data.normalize import Normalization
 from llmray.data.readers.reading import Reading
@@ -42,14 +43,12 @@ class Dedup:
     """Share of the pairs at the threshold that must be found."""
     max_hashes: int = 256
     """Most MinHash values a row may cost."""
-    shingle_words: int = 5
-    """Words in a shingle."""
+    shingling: Shingling = field(default_factory=Shingling)
+    """What rows are compared by."""
     messages_by: Literal["response", "conversation"] = "response"
     """What makes conversations near repeats: what the assistant says, or all that is said."""
 
     def __post_init__(self) -> None:
-        if self.shingle_words < 1:
-            raise ConfigError(f"dedup.shingle_words ({self.shingle_words}) must be 1 or more: try 5")
         if self.max_hashes < 1:
             raise ConfigError(f"dedup.max_hashes ({self.max_hashes}) must be 1 or more: try 256")
         self.banding()
@@ -78,9 +77,12 @@ class Dedup:
         """
         if row.kind == "choice":
             return None
-        if row.kind == "messages" and self.messages_by == "response" and len(row.answer.split()) >= self.shingle_words:
+        if row.kind == "messages" and self.messages_by == "response" and self._fills_a_shingle(row.answer):
             return row.answer
         return row.whole
+
+    def _fills_a_shingle(self, text: str) -> bool:
+        return len(text.split() if self.shingling.unit == "word" else text) >= self.shingling.size
 
 
 def _asked(row: Row) -> str:

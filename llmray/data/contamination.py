@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmray.data import readers
-from llmray.data.minhash import I64, U64, shingle
+from llmray.data.minhash import I64, U64, WORDS, Shingling, shingle_lists, shingle_sets
 from llmray.data.rows import Row
 from llmray.errors import ConfigError, InputError
 
@@ -105,7 +105,7 @@ class EvalIndex:
     def build(cls, items: Iterable[EvalItem], *, ngram_words: int = 13, min_words: int = 8) -> "EvalIndex":
         """Index of passages; those that two sets share count for each."""
         everything = sorted(set(items), key=lambda item: (item.set, item.number, item.text))
-        _, starts = shingle([item.text for item in everything], 1, distinct=False)
+        _, starts = shingle_lists([item.text for item in everything], WORDS)
         words_I = np.diff(starts)
         kept = np.flatnonzero(words_I >= min_words)
         items_kept = tuple(everything[place] for place in kept)
@@ -115,7 +115,7 @@ class EvalIndex:
         lengths = tuple(np.unique(length_I).tolist())
         for length in lengths:
             here = np.flatnonzero(length_I == length)
-            hashes_G, offsets = shingle([items_kept[place].text for place in here], length)
+            hashes_G, offsets = shingle_sets([items_kept[place].text for place in here], Shingling(size=length))
             size_I[here] = np.diff(offsets)
             owner_G = np.repeat(here, np.diff(offsets))
             order = np.lexsort((owner_G, hashes_G))
@@ -150,7 +150,7 @@ class EvalIndex:
         text_parts: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
         item_parts: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
         for length, runs_G, item_G in zip(self.lengths, self.runs, self.owners, strict=True):
-            runs_S, offsets_N1 = shingle(texts, length)
+            runs_S, offsets_N1 = shingle_sets(texts, Shingling(size=length))
             first_S = np.searchsorted(runs_G, runs_S, side="left")
             met = np.flatnonzero(runs_G[np.minimum(first_S, len(runs_G) - 1)] == runs_S)
             num_S = np.searchsorted(runs_G, runs_S[met], side="right") - first_S[met]

@@ -144,7 +144,7 @@ def settings_of(config: CurateConfig) -> dict[str, Any]:
                 "dedup.normalization": dedup.normalization,
                 "dedup.near": dedup.near,
                 "dedup.messages_by": dedup.messages_by,
-                "dedup.shingle_words": dedup.shingle_words,
+                "dedup.shingling": dedup.shingling,
                 "dedup.num_bands": dedup.banding().num_bands,
                 "dedup.rows_per_band": dedup.banding().rows_per_band,
                 "seed": config.seed,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from llmray.data.corpus import Sampled, merge_samples, places_of, sample
 from llmray.data.features import MIN_WORDS
-from llmray.data.minhash import I64, U64, shingle
+from llmray.data.minhash import I64, U64, WORDS, shingle_lists
 from llmray.data.robust import Axis
 from llmray.errors import ConfigError
 
@@ -175,7 +175,7 @@ class WordOrder:
         return np.where(lengths_N >= MIN_WORDS, means_N, np.nan)
 
     def _encode(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], I64]:
-        hashes_W, offsets_N1 = shingle(texts, 1, distinct=False)
+        hashes_W, offsets_N1 = shingle_lists(texts, WORDS)
         lengths_N = np.diff(offsets_N1)
         place_W = np.arange(len(hashes_W)) - np.repeat(offsets_N1[:-1], lengths_N)
         kept_N = np.minimum(lengths_N, self.max_words)
@@ -184,7 +184,7 @@ class WordOrder:
 
 
 def _words(texts: Sequence[str]) -> tuple[I64, I64]:
-    hashes_W, offsets_N1 = shingle(texts, 1, distinct=False)
+    hashes_W, offsets_N1 = shingle_lists(texts, WORDS)
     return (hashes_W >> np.uint64(64 - _BUCKET_BITS)).astype(np.int64), offsets_N1
 
 

@@ -1,148 +1,177 @@
-"""Word n-gram shingles and MinHash signatures of many documents at once, in numpy.
+"""Shingles and MinHash buckets of many documents at once: what is computed, and why; `kernels` says how.
 
-Shingles are 64-bit hashes of n consecutive words; a document with fewer words is one shingle of all of them, and one
-without words has none. The K minima of a signature are taken over 32-bit multiply-shift hashes (a·x + b) >> 32 with
-random 64-bit a and b (Dietzfelbinger 1996), strongly universal in wrapping arithmetic; the affine map modulo 2^61 - 1
-that MinHash code often copies is not, once it wraps. Shape legend: D documents, W words, S shingles, K hashes, N bands.
+Elements of a text are its words or its characters (`Shingling`), as `word_text` leaves them. A shingle is a 64-bit hash
+of n consecutive elements; a text with fewer is one shingle of all of them, and one without elements has none. A word's
+hash mixes its bytes eight at a time by a bijection, so words of up to eight bytes never collide; a shingle is a mixed
+polynomial over its elements modulo 2^64.
 
-`shingle` and `signatures` are the seam for a faster kernel: same arguments, same results. Rejected: one-permutation
-hashing, whose variance is largest for the short documents that we see most.
+The K minima of a signature are taken over h_k = low + c_k · high modulo 2^32, where low and high are the halves of a
+shingle and c_k is random: double hashing (Kirsch and Mitzenmacher 2006). Shingles are mixed, so low and high count as
+independent and uniform; then each h_k orders any set of shingles at random, which is what makes two minima agree with
+probability J, and two functions h_k and h_l are exactly independent but for as many low bits as c_k - c_l has factors
+of two, so the K trials have the variance of K independent ones. It costs a multiplication of 32 bits. Rejected: the
+multiply-shift family over 64 bits, strongly universal (Dietzfelbinger 1996), for a third of the speed and a promise
+about pairs of keys, where MinHash needs one about all orders; the affine map modulo 2^61 - 1 of many MinHash codes,
+which is not even that once it wraps; one-permutation hashing, whose variance is largest for the short documents that we
+see most.
+
+All is a function of the text and the seed alone: no machine, library version or neighbour in a batch has a part in it.
+Shape legend: D documents, S shingles, K hashes, N bands.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from llmray.data import kernels
 from llmray.data.banding import Banding
+from llmray.data.folding import NOTHING, folding
 from llmray.data.normalize import word_text
+from llmray.errors import ConfigError
 
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
 
-_CHUNK_SHINGLES = 1 << 15
-"""Shingles hashed at once: their products stay in the second-level cache."""
-_WORD_SEED = 0x6C6C6D726179
-_SEPARATOR = 0
-_ODD = np.uint64(0x9E3779B97F4A7C15)
+Texts: TypeAlias = "Sequence[str] | pa.StringArray | pa.LargeStringArray | pa.ChunkedArray"
+"""Texts of documents, not normalised. An Arrow array is read where it lies; a null in it counts as empty."""
+
+_MAX_SIZE = 100
+_HASHES_AT_ONCE = 32
+_TEXTS_AT_ONCE = 512
+"""Texts that are encoded before they are read: no more than a cache holds."""
+_NOT_ASCII = 0x80
 
 
-def shingle(texts: Sequence[str], num_words: int, *, distinct: bool = True) -> tuple[U64, I64]:
-    """Shingles of each text: each once and sorted, or as they come, which is all that a minimum needs.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shingling:
+    """What documents are compared by."""
 
-    Args:
-        texts: D texts, not normalised.
-        num_words: words in a shingle.
+    unit: Literal["word", "character"] = "word"
+    """Words; or characters, for which a space stands between words, and none in scripts that have none."""
+    size: int = 5
+    """Words or characters in a shingle."""
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("word", "character"):
+            raise ConfigError(f"shingling.unit ({self.unit!r}) must be 'word' or 'character'")
+        if not 1 <= self.size <= _MAX_SIZE:
+            raise ConfigError(f"shingling.size ({self.size}) must be from 1 to {_MAX_SIZE}: try 5")
+
+
+WORDS = Shingling(size=1)
+"""Single words."""
+
+
+def sketch(texts: Texts, shingling: Shingling, banding: Banding, seed: int) -> tuple[U64, I64]:
+    """MinHash buckets of each text.
 
     Returns:
-        shingles_S: hashes of all texts, one text after another.
+        bands_DN: a 64-bit name of a bucket for each band; buckets of different bands never meet. Zeros where a text has
+            no shingles: such a text is like nothing.
+        num_shingles_D: shingles as they come, repeats and all.
+    """
+    bands_DN = np.zeros((len(texts), banding.num_bands), np.uint64)
+    num_shingles_D = np.zeros(len(texts), np.int64)
+    multipliers_K = _multipliers(banding.num_hashes, seed)
+    for low in range(0, len(texts), _TEXTS_AT_ONCE):
+        part = slice(low, low + _TEXTS_AT_ONCE)
+        kernels.sketch(
+            *_inputs(texts[part], shingling),
+            multipliers_K,
+            banding.rows_per_band,
+            bands_DN[part],
+            num_shingles_D[part],
+        )
+    return bands_DN, num_shingles_D
+
+
+def shingle_sets(texts: Texts, shingling: Shingling) -> tuple[U64, I64]:
+    """Distinct shingles of each text, for exact comparison.
+
+    Returns:
+        shingles_S: hashes, sorted within each text, one text after another.
         offsets_D1: text d has `shingles_S[offsets_D1[d]:offsets_D1[d + 1]]`.
     """
-    words_W, starts_D1 = _words(texts)
-    num_docs = len(texts)
-    counts_D = np.diff(starts_D1)
-    made_D = np.where(counts_D == 0, 0, np.maximum(counts_D - num_words + 1, 1))
-    if not made_D.sum():
-        return np.zeros(0, np.uint64), np.zeros(num_docs + 1, np.int64)
-    doc_S = np.repeat(np.arange(num_docs), made_D)
-    first_S = np.arange(len(doc_S)) - np.repeat(np.cumsum(made_D) - made_D, made_D) + starts_D1[doc_S]
-    hash_S = np.zeros(len(doc_S), np.uint64)
-    for step in range(num_words):
-        # Words beyond the end of a short document count as the hash 0, which no word has in practice.
-        place_S = first_S + step
-        inside_S = place_S < starts_D1[doc_S + 1]
-        word_S = np.where(inside_S, words_W[np.minimum(place_S, len(words_W) - 1)], np.uint64(0))
-        hash_S = _mix(hash_S * _ODD + word_S + np.uint64(step + 1))
-    if not distinct:
-        return hash_S, np.concatenate(([0], np.cumsum(made_D))).astype(np.int64)
-    order = np.lexsort((hash_S, doc_S))
-    hash_S, doc_S = hash_S[order], doc_S[order]
-    fresh_S = np.ones(len(hash_S), bool)
-    fresh_S[1:] = (hash_S[1:] != hash_S[:-1]) | (doc_S[1:] != doc_S[:-1])
-    offsets_D1 = np.zeros(num_docs + 1, np.int64)
-    np.cumsum(np.bincount(doc_S[fresh_S], minlength=num_docs), out=offsets_D1[1:])
-    return hash_S[fresh_S], offsets_D1
+    return _shingles(texts, shingling, distinct=True)
 
 
-def signatures(shingles_S: U64, offsets_D1: I64, num_hashes: int, seed: int) -> NDArray[np.uint32]:
-    """MinHash signatures [D, K]; the row of a document without shingles is all ones."""
-    num_docs = len(offsets_D1) - 1
-    signatures_DK = np.full((num_docs, num_hashes), np.iinfo(np.uint32).max, np.uint32)
-    generator = np.random.Generator(np.random.PCG64(seed))
-    a_K = generator.integers(0, 2**64, num_hashes, np.uint64)
-    b_K = generator.integers(0, 2**64, num_hashes, np.uint64)
-    key_S = shingles_S >> np.uint64(32)
-    full_D = np.flatnonzero(np.diff(offsets_D1))
-    low = 0
-    while low < len(full_D):
-        # Whole documents up to a chunk; a longer one is a chunk by itself.
-        start = offsets_D1[full_D[low]]
-        high = max(low + 1, int(np.searchsorted(offsets_D1[full_D + 1], start + _CHUNK_SHINGLES, side="right")))
-        docs = full_D[low:high]
-        key = key_S[start : offsets_D1[docs[-1] + 1]]
-        begins = offsets_D1[docs] - start
-        product = np.empty_like(key)
-        for k in range(num_hashes):
-            np.multiply(key, a_K[k], out=product)
-            np.add(product, b_K[k], out=product)
-            # The shift keeps the order of the high words, so it can wait until after the minimum.
-            signatures_DK[docs, k] = np.minimum.reduceat(product, begins) >> np.uint64(32)
-        low = high
-    return signatures_DK
+def shingle_lists(texts: Texts, shingling: Shingling) -> tuple[U64, I64]:
+    """The same as they come, repeats and all: for a size of 1, the words of each text."""
+    return _shingles(texts, shingling, distinct=False)
 
 
-def band_hashes(signatures_DK: NDArray[np.uint32], banding: Banding) -> U64:
-    """One 64-bit bucket name per document and band [D, N]; buckets of different bands never meet."""
-    num_docs = len(signatures_DK)
-    rows_DNR = signatures_DK.reshape(num_docs, banding.num_bands, banding.rows_per_band).astype(np.uint64)
-    hashes_DN = np.broadcast_to(_mix(np.arange(1, banding.num_bands + 1, dtype=np.uint64)), rows_DNR.shape[:2]).copy()
-    for row in range(banding.rows_per_band):
-        hashes_DN = _mix(hashes_DN * _ODD + rows_DNR[:, :, row])
-    return hashes_DN
+def _shingles(texts: Texts, shingling: Shingling, *, distinct: bool) -> tuple[U64, I64]:
+    offsets_D1 = np.zeros(len(texts) + 1, np.int64)
+    shingles_S = kernels.shingles(*_inputs(texts, shingling), distinct, offsets_D1[1:])
+    return shingles_S, offsets_D1
 
 
-def _words(texts: Sequence[str]) -> tuple[U64, I64]:
-    """Hashes of all words [W] and where each text's words start [D + 1]."""
-    encoded = [word_text(text).encode("utf-8", "surrogatepass") for text in texts]
-    # A separator after each text keeps the last word of one from running into the next.
-    data = np.frombuffer(bytes([_SEPARATOR]).join([*encoded, b""]), np.uint8)
-    ends_D = np.cumsum([len(text) + 1 for text in encoded], dtype=np.int64)
-    inside = _IS_WORD[data]
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], inside.view(np.int8), [0]))))
-    begin_W, end_W = edges[0::2], edges[1::2]
-    starts_D1 = np.concatenate(([0], np.searchsorted(begin_W, ends_D))).astype(np.int64)
-    if not len(begin_W):
-        return np.zeros(0, np.uint64), starts_D1
-    # A word's hash is the sum of T[byte] · M^place over its bytes, for a random table T and an odd M, modulo 2^64.
-    begins = np.zeros(len(data), bool)
-    begins[begin_W] = True
-    inside_at = np.flatnonzero(inside)
-    within = inside_at - begin_W[np.cumsum(begins)[inside_at] - 1]
-    terms = np.zeros(len(data), np.uint64)
-    terms[inside_at] = _TABLE[data[inside_at]] * _powers(int((end_W - begin_W).max()))[within]
-    return _mix(np.add.reduceat(terms, begin_W) + (end_W - begin_W).astype(np.uint64)), starts_D1
+def _multipliers(num_hashes: int, seed: int) -> NDArray[np.uint32]:
+    """c_k: the high half of the k-th number of splitmix64 from a state that the seed gives; filled up with repeats."""
+    state = mix_all(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64))
+    numbers = mix_all(state + kernels.ODD * np.arange(1, num_hashes + 1, dtype=np.uint64))
+    filled = np.resize(numbers, -(-num_hashes // _HASHES_AT_ONCE) * _HASHES_AT_ONCE)
+    return (filled >> np.uint64(32)).astype(np.uint32)
 
 
-def _powers(count: int) -> U64:
-    powers = np.full(count, _ODD, np.uint64)
-    powers[0] = 1
-    return np.cumprod(powers, dtype=np.uint64)
-
-
-def _mix(values: U64) -> U64:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): a bijection that spreads every bit over all."""
+def mix_all(values: U64) -> U64:
+    """The finaliser of splitmix64, a bijection that spreads every bit over all (`kernels.mix`), of each value."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
-def _word_bytes() -> NDArray[np.bool_]:
-    letters = np.zeros(256, bool)
-    letters[[ord(letter) for letter in "abcdefghijklmnopqrstuvwxyz0123456789_"]] = True
-    # `word_text` leaves no separator above ASCII, so every byte of a longer UTF-8 sequence is part of a word.
-    letters[128:] = True
-    return letters
+def _inputs(
+    texts: Texts, shingling: Shingling
+) -> tuple[Bytes, I64, NDArray[np.bool_], NDArray[np.int32], Bytes, bool, int]:
+    """What the kernels take: UTF-8, offsets, which texts are folded already, the table to fold the others by."""
+    data, offsets_D1 = _utf8(texts)
+    plain_D = np.zeros(len(texts), bool)
+    spaced = shingling.unit == "word"
+    table = NOTHING
+    if len(used := data[offsets_D1[0] : offsets_D1[-1]]) and used.max() >= _NOT_ASCII:
+        table = folding(spaced=spaced)
+        hard = kernels.needs_python(data, offsets_D1, table.starts)
+        if len(hard):
+            data, offsets_D1 = _folded_by_python(data, offsets_D1, hard, spaced=spaced)
+            plain_D[hard] = True
+    return data, offsets_D1, plain_D, table.starts, table.data, not spaced, shingling.size
 
 
-_IS_WORD = _word_bytes()
-_TABLE: U64 = np.random.Generator(np.random.PCG64(_WORD_SEED)).integers(0, 2**64, 256, np.uint64)
+def _folded_by_python(data: Bytes, offsets_D1: I64, hard: I64, *, spaced: bool) -> tuple[Bytes, I64]:
+    pieces, lengths_D, done = [], np.diff(offsets_D1), int(offsets_D1[0])
+    for document in hard.tolist():
+        begin, end = int(offsets_D1[document]), int(offsets_D1[document + 1])
+        text = data[begin:end].tobytes().decode("utf-8", "surrogatepass")
+        encoded = word_text(text, spaced=spaced).encode("utf-8", "surrogatepass")
+        pieces += [data[done:begin], np.frombuffer(encoded, np.uint8)]
+        lengths_D[document], done = len(encoded), end
+    pieces.append(data[done : int(offsets_D1[-1])])
+    return _fixed(np.concatenate(pieces)), np.concatenate(([0], np.cumsum(lengths_D))).astype(np.int64)
+
+
+def _utf8(texts: Any) -> tuple[Bytes, I64]:
+    """UTF-8 of all texts, and where each begins and ends in it."""
+    if isinstance(texts, pa.ChunkedArray):
+        texts = texts.combine_chunks()
+    if isinstance(texts, pa.Array):
+        texts = texts.fill_null("") if texts.null_count else texts
+        _, offsets, values = texts.buffers()
+        wide = np.int64 if pa.types.is_large_string(texts.type) else np.int32
+        offsets_D1 = np.frombuffer(offsets, wide)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
+        return _fixed(np.frombuffer(values or b"", np.uint8)), offsets_D1
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    offsets_D1 = np.concatenate(([0], np.cumsum([len(text) for text in encoded], dtype=np.int64))).astype(np.int64)
+    return np.frombuffer(b"".join(encoded), np.uint8), offsets_D1
+
+
+def _fixed(data: Bytes) -> Bytes:
+    """The same bytes, not to be written: kernels are compiled for the one or the other."""
+    data = data.view()
+    data.flags.writeable = False
+    return data

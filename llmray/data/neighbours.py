@@ -24,7 +24,7 @@ from scipy import sparse
 from llmray.data import embedding
 from llmray.data.corpus import Codes, Sampled, merge_samples, places_of, sample
 from llmray.data.embedding import Vectors
-from llmray.data.minhash import I64, shingle
+from llmray.data.minhash import I64, WORDS, shingle_lists
 from llmray.data.robust import Axis
 from llmray.errors import ConfigError
 
@@ -151,7 +151,7 @@ def _distances(vectors_NK: Vectors, places_N: I64, sample_SK: Vectors, neighbour
 
 
 def _buckets(texts: Sequence[str], max_words: int) -> tuple[NDArray[np.uint16], I64]:
-    hashes_W, offsets_N1 = shingle(texts, 1, distinct=False)
+    hashes_W, offsets_N1 = shingle_lists(texts, WORDS)
     lengths_N = np.diff(offsets_N1)
     place_W = np.arange(len(hashes_W)) - np.repeat(offsets_N1[:-1], lengths_N)
     kept_N = np.minimum(lengths_N, max_words)

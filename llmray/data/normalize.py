@@ -10,7 +10,6 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-_NO_WORD = re.compile(r"[^\w]+")
 _UNSPACED = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff])")
 
 
@@ -38,9 +37,20 @@ def normalize(text: str, rules: Normalization) -> str:
     return " ".join(text.split()) if rules.space else text
 
 
-def word_text(text: str) -> str:
-    """The words of a text, folded, as shingles are made of them: only ASCII separators are left between words."""
+def word_text(text: str, *, spaced: bool = True) -> str:
+    """The words of a text, folded, as shingles are made of them: only ASCII separators are left between words.
+
+    Args:
+        spaced: each character of an unspaced script is a word; False leaves them together, for character n-grams.
+    """
     if text.isascii():
         return text.lower()
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return _NO_WORD.sub(" ", _UNSPACED.sub(r" \1 ", folded))
+    return separated(folded, spaced=spaced)
+
+
+def separated(folded: str, *, spaced: bool, keep: str = "") -> str:
+    """A folded text with one space for each run of what is no part of a word, but for the ASCII signs in `keep`."""
+    if spaced:
+        folded = _UNSPACED.sub(r" \1 ", folded)
+    return re.sub(rf"[^\w{re.escape(keep)}]+", " ", folded)

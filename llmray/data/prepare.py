@@ -264,18 +264,12 @@ def _buckets(
     may = np.ones(len(rows), bool)
     may[failures["row"].to_numpy() - before] = False
     texts = content["text"] if not kind_D.any() else strings([dedup.near_text(row) or "" for row in rows])
-    bands_DN, some_D = sketch(texts if may.all() else texts.filter(pa.array(may)), judges)
+    compared = texts if may.all() else texts.filter(pa.array(may))
+    bands_DN, num_shingles_D = minhash.sketch(compared, dedup.shingling, judges.banding, judges.config.seed)
+    some_D = num_shingles_D > 0  # A text without words has nothing in common with any.
     place_D = np.flatnonzero(may)[some_D]
     names_DN = mix(bands_DN[some_D] + kind_salt(kind_D[place_D])[:, None])
     return names_DN.ravel(), np.repeat(place_D + before, names_DN.shape[1])
-
-
-def sketch(texts: pa.Array, judges: Judges) -> tuple[U64, NDArray[np.bool_]]:
-    """Bucket names [D, N], and which texts have words at all [D]: without, a text has nothing in common with any."""
-    dedup = judges.config.dedup
-    shingles_S, offsets_D1 = minhash.shingle(texts.to_pylist(), dedup.shingle_words, distinct=False)
-    signatures_DK = minhash.signatures(shingles_S, offsets_D1, judges.banding.num_hashes, judges.config.seed)
-    return minhash.band_hashes(signatures_DK, judges.banding), np.diff(offsets_D1) > 0
 
 
 _NO_KEY = bytes(16)

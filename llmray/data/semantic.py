@@ -72,6 +72,26 @@ class Embedded:
             result[block] = _cosines(self._vectors_ND[left[block]], self._vectors_ND[right[block]])
         return result
 
+    def settle(self, graph: sparse.csr_matrix, threshold: float, max_rivals: int) -> tuple[I64, NDArray[np.float64]]:
+        """Best first: a document that nothing better removed is kept, and removes those it has an edge with.
+
+        The edges are all there is to know, so nobody need be compared again.
+        """
+        del threshold, max_rivals
+        num_documents = graph.shape[0]
+        kept_for_D, similarity_D = np.arange(num_documents), np.ones(num_documents)
+        decided_D = np.zeros(num_documents, bool)
+        for document in np.flatnonzero(np.diff(graph.indptr)):
+            if decided_D[document]:
+                continue
+            decided_D[document] = True
+            edges = slice(graph.indptr[document], graph.indptr[document + 1])
+            others, alike = graph.indices[edges], graph.data[edges]
+            gone = ~decided_D[others]
+            kept_for_D[others[gone]], similarity_D[others[gone]] = document, alike[gone]
+            decided_D[others[gone]] = True
+        return kept_for_D, similarity_D
+
 
 def semantic_pairs(
     vectors_ND: NDArray[np.float32] | NDArray[np.int16],

@@ -82,7 +82,7 @@ def verify_batch(
 
 def shingled(texts: pa.Array, config: CurateConfig) -> Shingled:
     """Texts by their sets of shingles."""
-    return Shingled(*minhash.shingle(texts.to_pylist(), config.dedup.shingle_words))
+    return Shingled(*minhash.shingle_sets(texts, config.dedup.shingling))
 
 
 class _Places:
@@ -184,7 +184,7 @@ class _Compare:
 
     def _slice(self, member_M: I64, offsets_B1: I64) -> Edges:
         documents, place = np.unique(member_M, return_inverse=True)
-        buckets = [place[low:high] for low, high in pairwise(offsets_B1.tolist())]
+        buckets = near.Buckets(members=place, offsets=offsets_B1)
         edges = near.verify(buckets, self._shingles(documents), self._config.dedup.threshold)
         return Edges(
             left=documents[edges.left],

@@ -15,6 +15,7 @@ from llmray.artifact import Artifact
 from llmray.data import index as index_module
 from llmray.data.config import CurateConfig, Dedup
 from llmray.data.index import OldRows
+from llmray.data.minhash import Shingling
 from llmray.data.normalize import Normalization
 from llmray.data.rows import parse_row
 from llmray.data.rules import Outliers
@@ -137,7 +138,7 @@ def test_usual_lengths_stay_those_of_the_first_rows(ray_cluster: None, write_lin
 @pytest.mark.parametrize(
     ("dedup", "field"),
     [
-        (Dedup(shingle_words=4), "dedup.shingle_words"),
+        (Dedup(shingling=Shingling(size=4)), "dedup.shingling"),
         (Dedup(normalization=Normalization(case=False)), "dedup.normalization"),
         (Dedup(threshold=0.6), "dedup.num_bands"),
         (Dedup(exact_by="prompt"), "dedup.exact_by"),

@@ -14,6 +14,7 @@ from llmray.data import buckets as module
 from llmray.data import verify as verify_module
 from llmray.data.buckets import Buckets, deal, meet, meet_old, shard_bounds, unite
 from llmray.data.config import CurateConfig, Dedup
+from llmray.data.minhash import Shingling
 from llmray.data.verify import verify_batch
 
 TOP = 2**64 - 1
@@ -103,7 +104,7 @@ def test_batches_hold_whole_components_and_all_there_is(
 
 
 WORDS = [f"word{number}" for number in range(60)]
-CONFIG = CurateConfig(dedup=Dedup(threshold=0.5, shingle_words=2))
+CONFIG = CurateConfig(dedup=Dedup(threshold=0.5, shingling=Shingling(size=2)))
 
 
 def world(seed: int) -> tuple[list[str], list[str], Buckets]:

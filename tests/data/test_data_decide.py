@@ -10,6 +10,7 @@ from pure_curation import Curated, curate_purely
 
 from llmray.data.config import CurateConfig, Dedup
 from llmray.data.features import Statistics
+from llmray.data.minhash import Shingling
 from llmray.data.normalize import Normalization
 from llmray.data.rows import Row, parse_row
 from llmray.data.rules import Outliers
@@ -145,7 +146,7 @@ RECORDS = st.one_of(
 )
 QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
 """Shrinking would run the whole pipeline some hundred times."""
-LOOSE = CurateConfig(dedup=Dedup(threshold=0.5, shingle_words=2))
+LOOSE = CurateConfig(dedup=Dedup(threshold=0.5, shingling=Shingling(size=2)))
 
 
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow], phases=QUICK)
@@ -262,7 +263,7 @@ def test_quality_goes_before_length_and_the_order_can_be_changed() -> None:
         (lambda: CurateConfig(second_look=("score",)), "unigram, word_order, embedding_outlier"),
         (lambda: Dedup(threshold=1.2), "dedup.threshold"),
         (lambda: Dedup(threshold=0.2, recall=0.999, max_hashes=4), "dedup.max_hashes"),
-        (lambda: Dedup(shingle_words=0), "shingle_words"),
+        (lambda: Shingling(size=0), "shingling.size"),
         (lambda: Statistics(mads=0), "statistics.mads"),
     ],
 )

@@ -1,53 +1,89 @@
 """Repeats and clusters against brute force, on documents small enough for it."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+import plain_components
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_components import edges_of, jaccard
 
-from llmray.data import near
+from llmray.data import components, near
 from llmray.data.components import resolve
-from llmray.data.near import Shingled, candidates, verify
+from llmray.data.near import Buckets, Shingled, bucketed, candidates, merged, verify
 
 SETS = st.lists(st.frozensets(st.integers(0, 9), max_size=7), min_size=1, max_size=14)
+THRESHOLDS = st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.8, 1.0])
 
 
 def shingled(sets: Sequence[frozenset[int]]) -> Shingled:
-    flat = np.array([number for one in sets for number in sorted(one)], np.uint64)
+    flat = np.array([hashed(number) for one in sets for number in sorted(one, key=hashed)], np.uint64)
     return Shingled(flat, np.concatenate(([0], np.cumsum([len(one) for one in sets]))).astype(np.int64))
 
 
-def jaccard(one: frozenset[int], other: frozenset[int]) -> float:
-    return len(one & other) / max(1, len(one | other))
+def hashed(number: int) -> int:
+    """Shingles are spread over all 64-bit numbers."""
+    return number * 0x9E3779B97F4A7C15 % 2**64
 
 
-def everyone(sets: Sequence[frozenset[int]]) -> list[np.ndarray]:
-    return [np.arange(len(sets))] if len(sets) > 1 else []
+def buckets_of(sets: Iterable[Sequence[int]]) -> Buckets:
+    made = [sorted(one) for one in sets]
+    return Buckets(
+        members=np.array([number for one in made for number in one], np.int64),
+        offsets=np.concatenate(([0], np.cumsum([len(one) for one in made]))).astype(np.int64),
+    )
 
 
-@given(SETS, st.sampled_from([0.3, 0.5, 0.8, 1.0]))
+def everyone(sets: Sequence[frozenset[int]]) -> Buckets:
+    return buckets_of([range(len(sets))] if len(sets) > 1 else [])
+
+
+@contextmanager
+def hot(size: int) -> Iterator[None]:
+    """Buckets of more than `size` documents are hot."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near, "HOT_BUCKET", size)
+        yield
+
+
+@given(SETS, THRESHOLDS)
 @settings(deadline=None)
-def test_verified_edges_are_the_pairs_above_the_threshold(sets: list[frozenset[int]], threshold: float) -> None:
-    edges = verify(everyone(sets), shingled(sets), threshold)
-    found = {(a, b): s for a, b, s in zip(edges.left.tolist(), edges.right.tolist(), edges.similarity, strict=True)}
-    truth = {
-        (a, b): jaccard(sets[a], sets[b])
-        for a, b in itertools.combinations(range(len(sets)), 2)
-        if jaccard(sets[a], sets[b]) >= threshold
-    }
-    assert found == pytest.approx(truth)
+def test_jaccard_is_exact_at_the_threshold_and_above(sets: list[frozenset[int]], threshold: float) -> None:
+    pairs = np.array(list(itertools.product(range(len(sets)), repeat=2)))
+    made = shingled(sets).jaccard(pairs[:, 0], pairs[:, 1], threshold)
+    truth = [jaccard(sets[one], sets[other]) for one, other in pairs.tolist()]
+    assert made.tolist() == [alike if alike >= threshold else 0.0 for alike in truth]
+    assert shingled(sets).jaccard(pairs[:, 0], pairs[:, 1]).tolist() == truth
+
+
+def test_jaccard_of_large_sets_at_the_very_threshold() -> None:
+    # 400 shared of 500: 0.8 exactly, and one fewer just below.
+    sets = [frozenset(range(450)), frozenset(range(50, 500)), frozenset(range(51, 501))]
+    assert shingled(sets).jaccard(np.array([0, 0]), np.array([1, 2]), 0.8).tolist() == [0.8, 0.0]
+
+
+@given(SETS, THRESHOLDS, st.lists(st.lists(st.integers(0, 13), min_size=2, max_size=9, unique=True), max_size=6))
+@settings(deadline=None)
+def test_verified_edges_are_the_pairs_of_a_bucket_above_the_threshold(
+    sets: list[frozenset[int]], threshold: float, buckets: list[list[int]]
+) -> None:
+    inside = [one for bucket in buckets if len(one := [number for number in bucket if number < len(sets)]) > 1]
+    edges = verify(merged([buckets_of(inside)]), shingled(sets), threshold)
+    met = {pair for bucket in inside for pair in itertools.combinations(sorted(bucket), 2)}
+    truth = {(a, b): jaccard(sets[a], sets[b]) for a, b in sorted(met) if jaccard(sets[a], sets[b]) >= threshold}
+    found = list(zip(edges.left.tolist(), edges.right.tolist(), edges.similarity.tolist(), strict=True))
+    assert found == [(a, b, alike) for (a, b), alike in truth.items()]
+    assert (edges.num_candidates, edges.num_skipped) == (len(met), 0)
 
 
 @given(SETS, st.sampled_from([0.3, 0.5, 0.8]), st.booleans())
 @settings(deadline=None)
-def test_what_goes_repeats_what_stays(sets: list[frozenset[int]], threshold: float, hot: bool) -> None:
+def test_what_goes_repeats_what_stays(sets: list[frozenset[int]], threshold: float, crowded: bool) -> None:
     documents = shingled(sets)
-    with pytest.MonkeyPatch.context() as patch:
-        if hot:
-            patch.setattr(near, "HOT_BUCKET", 1)
+    with hot(1 if crowded else 256):
         edges = verify(everyone(sets), documents, threshold)
     made = resolve(len(sets), edges, documents, threshold)
     kept = [number for number in range(len(sets)) if made.kept_for[number] == number]
@@ -55,12 +91,53 @@ def test_what_goes_repeats_what_stays(sets: list[frozenset[int]], threshold: flo
         assert kept_for in kept
         assert kept_for <= number  # Ranks: the better one stays.
         if kept_for != number:
-            assert made.similarity[number] == pytest.approx(jaccard(sets[number], sets[kept_for]))
-            assert made.similarity[number] >= threshold
+            assert made.similarity[number] == jaccard(sets[number], sets[kept_for]) >= threshold
         assert made.cluster[number] == made.cluster[kept_for] <= kept_for
-    if not hot:
+    if not crowded:
         for one, other in itertools.combinations(kept, 2):
             assert jaccard(sets[one], sets[other]) < threshold
+
+
+@given(SETS, THRESHOLDS, st.lists(st.tuples(st.integers(0, 13), st.integers(0, 13)), max_size=30), st.integers(1, 5))
+@settings(deadline=None)
+def test_resolution_is_that_of_the_definition(
+    sets: list[frozenset[int]], threshold: float, pairs: list[tuple[int, int]], max_rivals: int
+) -> None:
+    edges = edges_of([pair for pair in pairs if max(pair) < len(sets) and jaccard(*(sets[i] for i in pair))], sets)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(components, "MAX_RIVALS", max_rivals)
+        made = resolve(len(sets), edges, shingled(sets), threshold)
+    cluster, kept_for, similarity = plain_components.resolve(sets, edges, threshold, max_rivals)
+    assert made.cluster.tolist() == cluster
+    assert made.kept_for.tolist() == kept_for
+    assert made.similarity.tolist() == similarity
+
+
+@given(SETS, st.sampled_from([0.3, 0.5, 0.8]))
+@settings(deadline=None)
+def test_rare_shingles_bring_all_repeats_together(sets: list[frozenset[int]], threshold: float) -> None:
+    made = shingled(sets).by_rare_shingles(np.arange(len(sets)), threshold)
+    met = {pair for bucket in made for pair in itertools.combinations(bucket.tolist(), 2)}
+    for one, other in itertools.combinations(range(len(sets)), 2):
+        assert (one, other) in met or jaccard(sets[one], sets[other]) < threshold
+
+
+@given(st.lists(st.tuples(SETS, st.booleans()), min_size=1, max_size=4), st.sampled_from([0.5, 0.8]))
+@settings(deadline=None)
+def test_components_are_verified_alike_together_and_apart(
+    parts: list[tuple[list[frozenset[int]], bool]], threshold: float
+) -> None:
+    sets, buckets, apart = [], [], []
+    with hot(3):
+        for part, joined in parts:
+            begin, numbers = len(sets), range(len(part))
+            some = [numbers] if joined and len(part) > 1 else list(itertools.pairwise(numbers))
+            own = verify(buckets_of(some), shingled(part), threshold)
+            apart += [(begin + a, begin + b) for a, b in zip(own.left.tolist(), own.right.tolist(), strict=True)]
+            sets += part
+            buckets += [[begin + number for number in one] for one in some]
+        edges = verify(buckets_of(buckets), shingled(sets), threshold)
+    assert list(zip(edges.left.tolist(), edges.right.tolist(), strict=True)) == apart
 
 
 def test_the_far_end_of_a_chain_stays() -> None:
@@ -86,30 +163,61 @@ def test_members_of_a_hot_bucket_meet_one_another_when_their_hub_has_gone() -> N
     assert made.kept_for.tolist() == [0, 0, 2, 2]
 
 
-def test_a_hot_bucket_is_not_quadratic_and_says_what_it_left_out() -> None:
+def test_a_heap_of_copies_costs_one_round() -> None:
     alike = [frozenset({1, 2, 3, 4, 5, 6, 7, 8, 9, 100 + number}) for number in range(2000)]
     unlike = [frozenset(range(1000 * number, 1000 * number + 9)) for number in range(10, 600)]
     sets = alike + unlike
     edges = verify(everyone(sets), shingled(sets), 0.8)
-    assert edges.num_candidates < near.HUB_ROUNDS * len(sets)
-    assert edges.num_skipped > 0
+    assert edges.num_candidates < near.FIRST_ROUNDS * len(sets)
+    assert edges.num_skipped == 0
     made = resolve(len(sets), edges, shingled(sets), 0.8)
     assert (made.kept_for == np.arange(len(sets))).sum() == 1 + len(unlike)
+
+
+def test_repeats_are_found_among_documents_that_share_their_boilerplate() -> None:
+    # 60% of each document is the same; every third is repeated, but for one shingle in fifty.
+    boilerplate = range(30)
+    sets = [frozenset([*boilerplate, *range(1000 * number, 1000 * number + 20)]) for number in range(1, 1501)]
+    repeats = [one - {max(one)} | {10_000_000 + place} for place, one in enumerate(sets[::3])]
+    edges = verify(everyone(sets + repeats), shingled(sets + repeats), 0.8)
+    assert edges.num_skipped == 0
+    assert edges.num_candidates < 2 * near.FIRST_ROUNDS * len(sets + repeats)
+    assert (edges.right - 1500).tolist() == list(range(500))
+    assert edges.left.tolist() == list(range(0, 1500, 3))
+
+
+def test_a_bucket_that_stays_hot_is_not_quadratic_and_says_what_it_left_out() -> None:
+    # 85% is the same, which makes them 0.74 alike: any rare shingle that two must share is boilerplate.
+    sets = [frozenset([*range(85), *range(1000 * number, 1000 * number + 15)]) for number in range(1, 2001)]
+    edges = verify(everyone(sets), shingled(sets), 0.8)
+    assert edges.num_candidates <= (near.FIRST_ROUNDS + near.HUB_ROUNDS) * len(sets)
+    waiting = len(sets) - near.FIRST_ROUNDS - near.HUB_ROUNDS
+    assert edges.num_skipped == waiting * (waiting - 1) // 2
+    assert len(edges.left) == 0
 
 
 def test_empty_documents_are_like_nothing() -> None:
     sets = [frozenset[int](), frozenset[int](), frozenset({1})]
     assert len(verify(everyone(sets), shingled(sets), 0.1).left) == 0
+    with hot(1):
+        assert len(verify(everyone(sets), shingled(sets), 0.1).left) == 0
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1)), min_size=1, max_size=20))
-def test_buckets_hold_those_of_one_name_and_kind(rows: list[tuple[int, int]]) -> None:
-    names = np.array([[name] for name, _ in rows], np.uint64)
-    buckets = candidates(names, np.array([kind for _, kind in rows]))
-    made = {tuple(bucket.tolist()) for bucket in buckets}
-    truth = {
-        tuple(number for number, row in enumerate(rows) if row == wanted)
-        for wanted in set(rows)
-        if rows.count(wanted) > 1
-    }
-    assert made == truth
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 1)), max_size=20))
+def test_buckets_hold_those_of_one_band_name_and_kind(rows: list[tuple[int, int, int]]) -> None:
+    names = np.array([row[:2] for row in rows], np.uint64).reshape(len(rows), 2)
+    buckets = candidates(names, np.array([kind for *_, kind in rows], np.int64))
+    truth = set()
+    for band in (0, 1):
+        for wanted in {(row[band], row[2]) for row in rows}:
+            truth.add(tuple(number for number, row in enumerate(rows) if (row[band], row[2]) == wanted))
+    made = [tuple(bucket.tolist()) for bucket in buckets]
+    assert sorted(made) == sorted(bucket for bucket in truth if len(bucket) > 1)
+    assert buckets.documents().tolist() == sorted({number for bucket in made for number in bucket})
+
+
+def test_an_index_is_bucketed_in_any_order() -> None:
+    made = bucketed(np.array([9, 5, 9, 7, 5, 9], np.uint64), np.array([4, 1, 2, 3, 0, 8]))
+    assert [bucket.tolist() for bucket in made] == [[0, 1], [2, 4, 8]]
+    numbers = np.array([10, 11, 12, 0, 14, 0, 0, 0, 18])
+    assert [bucket.tolist() for bucket in made.renumbered(numbers)] == [[10, 11], [12, 14, 18]]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llmray.data import components, semantic
 from llmray.data.embedding import embed, load, snap
-from llmray.data.minhash import shingle
+from llmray.data.minhash import Shingling, shingle_sets
 from llmray.data.near import Edges, Shingled
 from llmray.data.semantic import MAX_BETTER, Embedded, Semantic, clusters, semantic_pairs
 from llmray.errors import ConfigError
@@ -125,5 +125,5 @@ def test_the_boundary_to_minhash() -> None:
     vectors = embed(load("minilm"), texts)
     # The same question in other words is a repeat; and so, wrongly, is a sentence and its opposite.
     assert pairs(semantic_pairs(vectors, 0.95)) == {(0, 1), (2, 3)}
-    shingles, offsets = shingle(texts, 3)
+    shingles, offsets = shingle_sets(texts, Shingling(size=3))
     assert Shingled(shingles, offsets).jaccard(np.array([0, 2]), np.array([1, 3])).max() < 0.5
