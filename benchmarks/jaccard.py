@@ -18,8 +18,7 @@ _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
 
 def shingles(text: str, num_words: int = 5) -> Shingles:
     """The set of `num_words`-grams of a text."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    words = _WORD.findall(folded)
+    words = _WORD.findall(_folded(text))
     if 0 < len(words) < num_words:
         return frozenset([tuple(words)])
     return frozenset(zip(*(words[start:] for start in range(num_words)), strict=False))
@@ -30,6 +29,11 @@ def jaccard(left: Shingles, right: Shingles) -> float:
     shared = len(left & right)
     union = len(left) + len(right) - shared
     return shared / union if union else 0.0
+
+
+def same_text(text: str) -> str:
+    """What two exact repeats have in common: NFKC, case folding, white space collapsed."""
+    return " ".join(_folded(text).split())
 
 
 def all_pairs(documents: Sequence[Shingles], at_least: float) -> Iterator[tuple[int, int, float]]:
@@ -48,3 +52,7 @@ def all_pairs(documents: Sequence[Shingles], at_least: float) -> Iterator[tuple[
             likeness = count / (len(document) + len(documents[other]) - count)
             if likeness >= at_least:
                 yield other, number, likeness
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())

@@ -73,8 +73,8 @@ def measured(
     """
     usable = sorted(os.sched_getaffinity(0))[:cores]
     began = time.perf_counter()
-    process = subprocess.Popen(
-        ["taskset", "-c", ",".join(map(str, usable)), *command],
+    process = subprocess.Popen(  # noqa: S603
+        ["taskset", "-c", ",".join(map(str, usable)), *command],  # noqa: S607
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -86,7 +86,9 @@ def measured(
     seconds = time.perf_counter() - began
     watch.stop()
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command[:3])} … exited with {process.returncode}:\n{output[-2000:]}\n{errors[-4000:]}")
+        raise RuntimeError(
+            f"{' '.join(command[:3])} … exited with {process.returncode}:\n{output[-2000:]}\n{errors[-4000:]}"
+        )
     return Run(
         seconds=seconds,
         peak_pss_bytes=watch.pss,
@@ -173,8 +175,8 @@ def _plain(value: Any) -> Any:
 
 
 def _commit() -> str:
-    found = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"],
+    found = subprocess.run(  # noqa: S603
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"],  # noqa: S607
         capture_output=True,
         text=True,
         check=False,

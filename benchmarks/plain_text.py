@@ -18,7 +18,8 @@ _MARK = "\x0c"
 _DROP = re.compile(r"<(script|style|head|nav|svg|footer)\b.*?</\1\s*>|<!--.*?-->", re.DOTALL | re.IGNORECASE)
 _HEADING = re.compile(r"<(?:h[1-4]|section|title)\b[^>]*>", re.IGNORECASE)
 _BLOCK = re.compile(
-    r"</?(?:p|div|li|ul|ol|dl|dt|dd|tr|table|pre|blockquote|article|hr|h\d|section|item|note|title)\b[^>]*>", re.IGNORECASE
+    r"</?(?:p|div|li|ul|ol|dl|dt|dd|tr|table|pre|blockquote|article|hr|h\d|section|item|note|title)\b[^>]*>",
+    re.IGNORECASE,
 )
 _TAG = re.compile(r"<(?:[a-zA-Z/!?])[^>]*>|<br\s*/?>", re.IGNORECASE)
 _SPACE_IN_LINE = re.compile(r"[ \t\r\u00a0]+")
@@ -34,7 +35,7 @@ _FOREIGN_NAME = re.compile(
 )
 _FORMATS = {
     "html": ("html", "htm", "page", "xhtml"),
-    "roff": tuple("12345678") + ("3perl", "3tcl", "3tk", "n"),
+    "roff": (*"12345678", "3perl", "3tcl", "3tk", "n"),
     "text": ("txt", "rst", "md", "pod", "info", "text"),
 }
 

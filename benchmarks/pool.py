@@ -87,9 +87,17 @@ def fetch(pin: str, folder: Path, any_version: bool) -> Path:
     pattern = f"{name}_*.deb" if any_version else f"{name}_{version.replace(':', '%3a')}_*.deb"
     if not list(folder.glob(pattern)):
         wanted = name if any_version else pin
-        done = subprocess.run(["apt-get", "download", "-q", wanted], cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(  # noqa: S603
+            ["apt-get", "download", "-q", wanted],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,  # noqa: S607
+        )
         if done.returncode:
-            raise RuntimeError(f"apt-get download {wanted} failed (run apt-get update, or --any-version):\n{done.stderr}")
+            raise RuntimeError(
+                f"apt-get download {wanted} failed (run apt-get update, or --any-version):\n{done.stderr}"
+            )
     return sorted(folder.glob(pattern))[-1]
 
 
@@ -120,14 +128,17 @@ def _extract(folder: Path, number: int, task: tuple[str, str]) -> dict[str, Any]
 
 
 def _debian_files(archive: Path) -> Iterator[tuple[str, bytes]]:
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE) as process:
-        with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
-            for member in tar:
-                if member.isfile() and member.size < 20_000_000 and format_of(member.name) not in (None, "python"):
-                    file = tar.extractfile(member)
-                    assert file is not None
-                    data = file.read()
-                    yield member.name, gzip.decompress(data) if member.name.endswith(".gz") else data
+    command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE) as process,  # noqa: S603
+        tarfile.open(fileobj=process.stdout, mode="r|") as tar,
+    ):
+        for member in tar:
+            if member.isfile() and member.size < 20_000_000 and format_of(member.name) not in (None, "python"):
+                file = tar.extractfile(member)
+                assert file is not None
+                data = file.read()
+                yield member.name, gzip.decompress(data) if member.name.endswith(".gz") else data
 
 
 def _python_files(name: str) -> Iterator[tuple[str, bytes]]:
