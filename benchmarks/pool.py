@@ -88,11 +88,11 @@ def fetch(pin: str, folder: Path, any_version: bool) -> Path:
     if not list(folder.glob(pattern)):
         wanted = name if any_version else pin
         done = subprocess.run(  # noqa: S603
-            ["apt-get", "download", "-q", wanted],
+            ["apt-get", "download", "-q", wanted],  # noqa: S607
             cwd=folder,
             capture_output=True,
             text=True,
-            check=False,  # noqa: S607
+            check=False,
         )
         if done.returncode:
             raise RuntimeError(
