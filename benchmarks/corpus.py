@@ -125,7 +125,7 @@ class Corpus:
 
     def _mixed(self, place: Place, size: int) -> str:
         generator = np.random.default_rng([self._seed, 3, *place])
-        choice = int(np.searchsorted(self._lengths, max(size / 5, 110), side="right"))
+        choice = int(np.searchsorted(self._lengths, max(size // 5, 110), side="right"))
         numbers = generator.integers(0, choice, size // 80 + 2)
         count = int(np.searchsorted(np.cumsum(self._lengths[numbers] + 2), size)) + 1
         return "\n\n".join(self._paragraph(number) for number in numbers[:count])
