@@ -55,10 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="peers-") as folder:
         scratch = Path(folder)
         slices = [cut_slice(args.corpus, scratch / f"slice-{size:g}", size) for size in sorted(args.peer_megabytes)]
+        warm = cut_slice(args.corpus, scratch / "warm", 0.2)
         for name, peer in (("datatrove", datatrove), ("data-juicer", data_juicer)):
             if name not in args.without:
                 job = partial(Job, python=environment(args.venvs, name), banding=banding, words=words)
                 job = partial(job, threshold=args.threshold)
+                # The first start of an environment compiles its modules; that is nobody's speed.
+                peer_run(peer, job(part=warm, work=scratch / name))
                 measures[name] = [peer_run(peer, job(part=part, work=scratch / name)) for part in slices]
         if "llmray" not in args.without:
             measures["llmray"] = [ours(args, scratch)]

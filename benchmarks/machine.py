@@ -40,6 +40,10 @@ def hardware() -> dict[str, Any]:
     }
 
 
+LOAD_BEFORE = round(os.getloadavg()[0], 2)
+"""Processes that wanted a core in the minute before: figures of a busy machine are not to be believed."""
+
+
 def versions(*names: str) -> dict[str, str]:
     """Versions of installed packages."""
     return {name: importlib.metadata.version(name) for name in names}
@@ -157,6 +161,7 @@ def write_result(name: str, claim: str, body: Mapping[str, Any]) -> Path:
     path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{name}.json"
     path.parent.mkdir(exist_ok=True)
     record = {"claim": claim, "date": f"{datetime.now(UTC):%Y-%m-%d}", "hardware": hardware(), "commit": _commit()}
+    record["load_before"] = LOAD_BEFORE
     path.write_text(json.dumps({**record, **body}, indent=1, default=_plain) + "\n", encoding="utf-8")
     return path
 
@@ -166,7 +171,7 @@ def headline() -> str:
     found = hardware()
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, {found['processor']}, {found['cores_usable']} of {found['cores']} cores, "
-        f"{found['memory_gib']} GiB"
+        f"{found['memory_gib']} GiB, load before {LOAD_BEFORE}"
     )
 
 
