@@ -42,9 +42,10 @@ __all__ = ["CurateConfig", "curate"]
 
 log = logging.getLogger(__name__)
 
-ENTRIES_AT_ONCE = 50_000_000
-"""Bucket names that one task sorts (about 40 bytes each while it does); above, that many a shard. Measured in
-docs/design/curation.md."""
+NAMES_ALONE = 2_000_000
+"""Bucket names up to which one task is as fast as several; measured in docs/design/curation.md."""
+NAMES_AT_MOST = 20_000_000
+"""Bucket names that a task may have to sort, in some 65 bytes each."""
 _RETRIES = 8
 
 
@@ -170,14 +171,21 @@ def _second_looks(job: Job) -> None:
 
 def _decide(job: Job) -> None:
     """From small tables to what became of every document that met another."""
-    shards = -(-job.entries // ENTRIES_AT_ONCE)
-    if shards <= 1:
+    shards = num_shards(job.entries, int(ray.cluster_resources().get("CPU", 1)))
+    if shards == 1:
         batches = _run("decide", stages.decide_at_once, job, [()])[0]
     else:
         _run("judge", stages.judge, job, [()])
         _run("match", stages.shard, job, [(number, shards) for number in range(shards)])
         batches = _run("join", stages.join, job, [(shards,)])[0]
     _run("verify", stages.verify, job, [(number,) for number in range(batches)])
+
+
+def num_shards(names: int, cores: int) -> int:
+    """Tasks that share the bucket names: one while that is fastest, then some a core, or as many as memory asks for."""
+    if names <= NAMES_ALONE:
+        return 1
+    return max(-(-names // NAMES_AT_MOST), min(-(-names // NAMES_ALONE), 4 * cores))
 
 
 def _settle(job: Job, uris: Sequence[str]) -> dict[str, Any]:

@@ -147,12 +147,22 @@ def test_the_same_bytes_whatever_the_order_and_the_pieces(
     one = files_of(run(sources, root_uri=str(tmp_path / "one")))
     context = DataContext.get_current().copy()
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(cpu=1)
-    monkeypatch.setattr(module, "ENTRIES_AT_ONCE", 500)
+    monkeypatch.setattr(module, "NAMES_ALONE", 500)
     with DataContext.current(context):
         other = files_of(run(sources[::-1], root_uri=str(tmp_path / "other"), chunk_bytes=3000))
     assert ray.cluster_resources()["CPU"] >= 2
     assert one.keys() == other.keys()
     assert [name for name in one if one[name] != other[name]] == []
+
+
+def test_names_are_shared_when_that_pays_and_when_memory_asks_for_it() -> None:
+    from llmray.data.curate import NAMES_ALONE, NAMES_AT_MOST, num_shards
+
+    assert num_shards(0, 8) == num_shards(NAMES_ALONE, 8) == 1
+    assert num_shards(NAMES_ALONE + 1, 8) == 2
+    assert num_shards(100 * NAMES_ALONE, 2) == 10
+    assert num_shards(100 * NAMES_ALONE, 64) == 100
+    assert num_shards(1000 * NAMES_AT_MOST, 64) == 1000
 
 
 def test_nothing_is_left_of_the_work(ray_cluster: None, sources: list[str], tmp_path: Path, llmray_home: Path) -> None:
