@@ -24,6 +24,7 @@ from machine import Run, measured
 
 from llmray import artifact, cluster
 from llmray.data.config import CurateConfig, Dedup
+from llmray.data.features import Statistics
 from llmray.data.rules import Outliers
 
 MARK = "RESULT "
@@ -52,6 +53,7 @@ def near_config(threshold: float, recall: float) -> CurateConfig:
     return CurateConfig(
         dedup=Dedup(threshold=threshold, recall=recall),
         outliers=Outliers(rules=()),
+        statistics=Statistics(measures=()),
         heldout_fraction=0.0,
         validation_fraction=0.0,
     )
