@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 _STYLE = """
 :root{--ink:#1c2330;--soft:#5b6575;--line:#dde2ea;--paper:#fff;--before:#c3cedd;--kept:#2f7d5b;--rules:#c4642d;
---exact:#5567b8;--near:#8f7cc9;--quarantined:#b03a48}
+--exact:#5567b8;--near:#8f7cc9;--semantic:#4f9bb5;--quarantined:#b03a48}
 *{box-sizing:border-box}body{margin:0;background:#f5f6f8;color:var(--ink);font:15px/1.5 system-ui,sans-serif}
 main{max-width:960px;margin:0 auto;padding:32px 24px 64px;background:var(--paper)}
 h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 10px}h3{font-size:15px;margin:22px 0 6px}

@@ -36,14 +36,18 @@ class Boilerplate:
     """Documents from which on a line that they share is boilerplate."""
     min_characters: int = 20
     """Fewest characters of a line that can be: "}" and "Example:" are shared by chance."""
-    action: Literal["measure", "strip"] = "measure"
-    """Only measure the share of a text that is boilerplate, or take it out."""
+    action: Literal["off", "strip", "remove"] = "off"
+    """Do not look for it, take it out of texts, or remove texts that are mostly boilerplate."""
+    max_share: float = 0.5
+    """Largest share of a text's characters that may be boilerplate, where such texts are removed."""
 
     def __post_init__(self) -> None:
         if self.unit not in get_args(Unit):
             raise ConfigError(f"boilerplate.unit ({self.unit}) must be line or paragraph")
-        if self.action not in ("measure", "strip"):
-            raise ConfigError(f"boilerplate.action ({self.action}) must be measure or strip")
+        if self.action not in ("off", "strip", "remove"):
+            raise ConfigError(f"boilerplate.action ({self.action}) must be off, strip or remove")
+        if not 0 <= self.max_share < 1:
+            raise ConfigError(f"boilerplate.max_share ({self.max_share}) must be at least 0 and below 1: try 0.5")
         if self.min_documents < 2:
             raise ConfigError(f"boilerplate.min_documents ({self.min_documents}) must be 2 or more: try 10")
         if self.min_characters < 1:

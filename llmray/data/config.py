@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmray.data.banding import Banding, choose_banding
+from llmray.data.boilerplate import Boilerplate
 from llmray.data.contamination import Contamination
 from llmray.data.features import Statistics
 from llmray.data.likelihood import Unigram, WordOrder
@@ -16,6 +17,7 @@ from llmray.data.normalize import Normalization
 from llmray.data.readers.reading import Reading
 from llmray.data.rows import Row
 from llmray.data.rules import Outliers
+from llmray.data.semantic import Semantic
 from llmray.errors import ConfigError
 
 CODE = {"code": True}
@@ -120,6 +122,10 @@ class CurateConfig:
     """How likely the order of its words is."""
     embedding_outlier: EmbeddingOutliers = field(default_factory=EmbeddingOutliers)
     """How far a text lies from all others."""
+    boilerplate: Boilerplate = field(default_factory=Boilerplate)
+    """Lines and paragraphs that many texts share."""
+    semantic: Semantic = field(default_factory=Semantic)
+    """Rows that mean the same, looked for after near repeats."""
     contamination: Contamination = field(default_factory=Contamination)
     """Evaluation sets that must not be in the data."""
     source_priority: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 
 from llmray import artifact, storage
 from llmray.artifact import Artifact
-from llmray.data import stages
+from llmray.data import looks, stages
 from llmray.data.config import CurateConfig
 from llmray.data.index import SETTINGS, open_index, settings_bytes
 from llmray.data.limits import corpus_measures
@@ -125,6 +125,8 @@ def _prepare(pieces: Sequence[Chunk], config: CurateConfig, work: Work, base: st
     waiting = [number for number in range(len(pieces)) if not work.has(chunk_name(number))]
     if len(waiting) < len(pieces):
         log.info("curate: %d of %d chunks are prepared already", len(pieces) - len(waiting), len(pieces))
+    if config.boilerplate.action != "off":
+        _count_lines(pieces, config, work)
     progress = Progress("prepare", sum(pieces[number].num_bytes or 0 for number in waiting))
     if waiting:
         with DataContext.current(_quiet(DataContext.get_current())):
@@ -147,6 +149,15 @@ def _prepare(pieces: Sequence[Chunk], config: CurateConfig, work: Work, base: st
     )
 
 
+def _count_lines(pieces: Sequence[Chunk], config: CurateConfig, work: Work) -> None:
+    """A look at all texts before rows are made of them."""
+    if work.has("repeated"):
+        return
+    calls = [(looks.lines, (config, work, number, piece)) for number, piece in enumerate(pieces)]
+    _run_all("lines", None, calls)
+    looks.repeated(config, work, len(pieces))
+
+
 def _prepare_chunk(item: Mapping[str, Any], config: CurateConfig, work: Work) -> dict[str, int]:
     facts = stages.chunk(config, work, item["number"], item["chunk"])
     return {"number": item["number"], "rows": facts["rows"]}
@@ -161,12 +172,11 @@ def _quiet(context: DataContext) -> DataContext:
 
 def _second_looks(job: Job) -> None:
     numbers = range(job.places.num_chunks)
-    looks = range(len(corpus_measures(job.config)))
-    if not looks:
-        return
-    _run("survey", stages.survey, job, [(look, number) for look in looks for number in numbers])
-    _run("fit", stages.fit, job, [(look,) for look in looks])
-    _run("score", stages.score, job, [(look, number) for look in looks for number in numbers])
+    measures = range(len(corpus_measures(job.config)))
+    if measures:
+        _run("survey", looks.survey, job, [(measure, number) for measure in measures for number in numbers])
+        _run("fit", looks.fit, job, [(measure,) for measure in measures])
+        _run("score", looks.score, job, [(measure, number) for measure in measures for number in numbers])
 
 
 def _decide(job: Job) -> None:
@@ -179,6 +189,10 @@ def _decide(job: Job) -> None:
         _run("match", stages.shard, job, [(number, shards) for number in range(shards)])
         batches = _run("join", stages.join, job, [(shards,)])[0]
     _run("verify", stages.verify, job, [(number,) for number in range(batches)])
+    if job.config.semantic.embedding is not None:
+        _run("survivors", looks.survivors, job, [()])
+        _run("vectors", looks.vectors, job, [(number,) for number in range(job.places.num_chunks)])
+        _run("meanings", looks.meanings, job, [()])
 
 
 def num_shards(names: int, cores: int) -> int:
@@ -291,7 +305,8 @@ def _run(stage: str, function: Callable[..., Any], job: Job, calls: Sequence[tup
     return _run_all(stage, job, [(function, call) for call in calls])
 
 
-def _run_all(stage: str, job: Job, calls: Sequence[tuple[Callable[..., Any], tuple[int, ...]]]) -> list[Any]:
+def _run_all(stage: str, job: Job | None, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
+    """The same for several functions; without a job, they are given their arguments alone."""
     began = time.monotonic()
     given = ray.put(job)
     # More than there are cores, so that none waits for the driver; not all, so that a million pieces do not queue up.
@@ -314,8 +329,8 @@ def _run_all(stage: str, job: Job, calls: Sequence[tuple[Callable[..., Any], tup
     return results
 
 
-def _call_stage(function: Callable[..., Any], job: Job, arguments: tuple[int, ...]) -> Any:
-    return function(job, *arguments)
+def _call_stage(function: Callable[..., Any], job: Job | None, arguments: tuple[Any, ...]) -> Any:
+    return function(*arguments) if job is None else function(job, *arguments)
 
 
 _call = ray.remote(num_cpus=1, max_retries=_RETRIES)(_call_stage)

@@ -28,7 +28,7 @@ I64 = NDArray[np.int64]
 I8 = NDArray[np.int8]
 Keys = tuple[NDArray[np.uint64], NDArray[np.uint64]]
 
-KEPT, FAILED_RULES, EXACT, NEAR = range(4)
+KEPT, FAILED_RULES, EXACT, NEAR, SEMANTIC = range(5)
 """Fates."""
 
 
@@ -108,8 +108,13 @@ def judge(
     return judged, failures.cast(FAILED), limits
 
 
-def settle(judged: Judged, verdicts: Sequence[Verdicts]) -> Fates:
-    """Put together what is known of every row."""
+def settle(judged: Judged, verdicts: Sequence[Verdicts], meanings: Verdicts | None = None) -> Fates:
+    """Put together what is known of every row.
+
+    Args:
+        meanings: what became of the rows that near repeats left, where they were compared by what they mean. A row that
+            had gone for one of them goes on naming it: that is the row whose words it repeats.
+    """
     num_rows = len(judged.copy_of_R)
     everyone = np.arange(num_rows)
     matched, similarity = judged.copy_of_R.copy(), np.ones(num_rows)
@@ -129,6 +134,12 @@ def settle(judged: Judged, verdicts: Sequence[Verdicts]) -> Fates:
     similarity[copies], cluster[copies] = similarity[originals], cluster[originals]
     fate[copies] = np.where(matched[originals] == originals, EXACT, NEAR)
     matched[copies] = matched[originals]
+    if meanings is not None:
+        rows, gone = meanings.rows_C, meanings.kept_for_C != meanings.rows_C
+        fate[rows[gone]] = SEMANTIC
+        matched[rows[gone]], similarity[rows[gone]] = meanings.kept_for_C[gone], meanings.similarity_C[gone]
+        met = meanings.cluster_C != meanings.rows_C
+        cluster[rows[met]] = meanings.cluster_C[met]
     return Fates(fate_R=fate, matched_R=matched, similarity_R=similarity, cluster_R=cluster)
 
 

@@ -18,7 +18,7 @@ from pyarrow import compute, parquet
 from llmray.data import index
 from llmray.data.buckets import shard_bounds
 from llmray.data.config import CurateConfig
-from llmray.data.decide import EXACT, FAILED_RULES, NEAR, Fates
+from llmray.data.decide import EXACT, FAILED_RULES, NEAR, SEMANTIC, Fates
 from llmray.data.exact import halves
 from llmray.data.index import OldRows
 from llmray.data.places import Places, chunk_name, rows_of
@@ -42,7 +42,7 @@ I64 = NDArray[np.int64]
 _EXCERPT = 300
 _ROWS_AT_ONCE = 2048
 _CLUSTER_ROWS = 1_000_000
-MATCH = {EXACT: "exact", NEAR: "near"}
+MATCH = {EXACT: "exact", NEAR: "near", SEMANTIC: "semantic"}
 
 
 def num_parts(num_rows: int, rows_per_part: int) -> int:

@@ -11,6 +11,7 @@ _FATES = {
     "rules": "failed a rule",
     "exact": "exact repeat",
     "near": "near repeat",
+    "semantic": "semantic repeat",
 }
 
 
@@ -36,7 +37,7 @@ def render(accounts: Accounts, base: str) -> str:
         html.table(
             ["source", "in", "kept", "removed", "quarantined"], [[n, *c.values()] for n, c in accounts.sources.items()]
         ),
-        _personal(accounts),
+        _taken_out(accounts),
         _broken(accounts),
         "<h2>Examples of what went</h2>",
         *(_example(reason, accounts.why.get(reason, ""), rows) for reason, rows in accounts.examples.items()),
@@ -145,11 +146,18 @@ def _dedup(dedup: Mapping[str, Any]) -> str:
     )
 
 
-def _personal(accounts: Accounts) -> str:
+def _taken_out(accounts: Accounts) -> str:
+    taken = accounts.stripped
+    plate = (
+        f"<h2>Boilerplate</h2><p>{taken['units']:,} repeated lines or paragraphs ({taken['characters']:,} characters) "
+        f"were taken out of {taken['rows']:,} rows.</p>"
+        if taken
+        else ""
+    )
     if not accounts.personal:
-        return ""
+        return plate
     rows = [[kind, count] for kind, count in accounts.personal.items()]
-    return f"<h2>Personal data and secrets</h2>{html.table(['kind', 'found'], rows)}"
+    return f"{plate}<h2>Personal data and secrets</h2>{html.table(['kind', 'found'], rows)}"
 
 
 def _broken(accounts: Accounts) -> str:
@@ -182,7 +190,9 @@ def _example(reason: str, why: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _likeness(reason: str, row: Mapping[str, Any]) -> str:
-    return "says the same as" if reason == "exact repeat" else f"Jaccard {row['similarity']:.2f} with"
+    if reason == "exact repeat":
+        return "says the same as"
+    return f"{'Cosine' if reason == 'semantic repeat' else 'Jaccard'} {row['similarity']:.2f} with"
 
 
 def _svg(width: int, height: int, shapes: Sequence[str]) -> str:

@@ -44,6 +44,8 @@ class Places:
     """Records of each chunk that are no rows."""
     personal: Mapping[str, int]
     """Personal data that was found, by kind."""
+    stripped: Mapping[str, int]
+    """Boilerplate that was taken out: from how many rows, how many lines or paragraphs, how many characters."""
 
     @property
     def num_rows(self) -> int:
@@ -129,8 +131,13 @@ def locate(work: Work, chunks: Sequence[Chunk], facts: Sequence[Mapping[str, Any
         bases_C1=np.concatenate(([0], np.cumsum([fact["rows"] for fact in facts]))).astype(np.int64),
         lines_C=before - before[first],
         bad_C=np.array([fact["bad"] for fact in facts], np.int64),
-        personal=dict(sum((Counter(fact["personal"]) for fact in facts), Counter())),
+        personal=_summed(facts, "personal"),
+        stripped=_summed(facts, "stripped"),
     )
+
+
+def _summed(facts: Sequence[Mapping[str, Any]], name: str) -> dict[str, int]:
+    return dict(sum((Counter(fact[name]) for fact in facts), Counter()))
 
 
 def near_texts(table: pa.Table, config: CurateConfig) -> pa.Array:

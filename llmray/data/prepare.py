@@ -13,7 +13,7 @@ reads a column or two).
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from llmray.data import contamination, features, minhash
 from llmray.data.banding import Banding
+from llmray.data.boilerplate import share, strip
 from llmray.data.buckets import mix
 from llmray.data.config import CurateConfig
 from llmray.data.contamination import RULE, Contamination, EvalIndex
@@ -70,10 +71,15 @@ class Judges:
     """Items that must not be in the data."""
     personal: Personal | None
     """What is looked for, where rows are counted or masked and not removed for it."""
+    repeated: U64 | None
+    """Names of lines that are boilerplate; None where it is not looked for."""
 
 
-def judges_of(config: CurateConfig) -> Judges:
+def judges_of(config: CurateConfig, repeated: U64 | None = None) -> Judges:
     """Load the rules and measures that a config names.
+
+    Args:
+        repeated: names of lines that are boilerplate.
 
     Raises:
         ConfigError: one cannot be loaded.
@@ -88,6 +94,7 @@ def judges_of(config: CurateConfig) -> Judges:
         banding=config.dedup.banding(),
         evaluations=_evaluations(config.contamination) if config.contamination.sets else None,
         personal=personal if asked and personal.action != "remove" else None,
+        repeated=repeated,
     )
 
 
@@ -109,6 +116,7 @@ def prepare_records(records: Iterator[Record], judges: Judges, folder: Path) -> 
     """Write the files of some records."""
     pairs: list[pa.Table] = []
     private: Counter[str] = Counter()
+    stripped: Counter[str] = Counter()
     small: list[pa.Table] = []
     failed: list[pa.Table] = []
     bad: list[pa.Table] = []
@@ -123,7 +131,7 @@ def prepare_records(records: Iterator[Record], judges: Judges, folder: Path) -> 
                 bad.append(_bad([record for record in batch if not isinstance(record, Found)]))
             if not found:
                 continue
-            rows = [_looked_over(record.row, judges, private) for record in found]
+            rows = [_looked_over(record.row, judges, private, stripped) for record in found]
             content, decides = _columns(rows, [record.number for record in found], judges)
             failures = _failures(rows, num_rows, judges)
             small.append(decides)
@@ -148,6 +156,7 @@ def prepare_records(records: Iterator[Record], judges: Judges, folder: Path) -> 
         "bad": sum(table.num_rows for table in bad),
         "entries": len(hashes),
         "personal": dict(sorted(private.items())),
+        "stripped": dict(sorted(stripped.items())),
     }
 
 
@@ -206,8 +215,13 @@ def _small_schema(judges: Judges) -> pa.Schema:
     return pa.schema([*SMALL, *((MEASURED + one.name, pa.float64()) for one in judges.learned)])
 
 
-def _looked_over(row: Row, judges: Judges, found: Counter[str]) -> Row:
-    """The row as it goes on: without personal data where that is to be masked."""
+def _looked_over(row: Row, judges: Judges, found: Counter[str], stripped: Counter[str]) -> Row:
+    """The row as it goes on: without boilerplate, and without personal data, where they are to be taken out."""
+    if judges.repeated is not None and judges.config.boilerplate.action == "strip" and row.text is not None:
+        text, units, characters = strip(row.text, judges.repeated, judges.config.boilerplate)
+        if units:
+            row = replace(row, text=text)
+            stripped.update(rows=1, units=units, characters=characters)
     if judges.personal is None:
         return row
     if judges.personal.action == "mask":
@@ -226,6 +240,12 @@ def _failures(rows: Sequence[Row], before: int, judges: Judges) -> pa.Table:
             if overlap is not None and overlap.share > most:
                 failure = Failure(rule=RULE, value=overlap.share, threshold=most, detail=overlap.why)
                 found.append((before + at, failure))
+    plate = judges.config.boilerplate
+    if judges.repeated is not None and plate.action == "remove":
+        for at, row in enumerate(rows):
+            held = share(row.text, judges.repeated, plate) if row.text is not None else 0.0
+            if held > plate.max_share:
+                found.append((before + at, Failure(rule="boilerplate", value=held, threshold=plate.max_share)))
     columns = {
         "row": [at for at, _ in found],
         **{name: [getattr(failure, name) for _, failure in found] for name in FAILED.names[1:]},

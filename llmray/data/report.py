@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from llmray.data.config import CurateConfig
-from llmray.data.decide import EXACT, FAILED_RULES, KEPT, NEAR, Fates, Judged
+from llmray.data.decide import EXACT, FAILED_RULES, KEPT, NEAR, SEMANTIC, Fates, Judged
 from llmray.data.index import OldRows
 from llmray.data.limits import Limits, reasons
 from llmray.data.outputs import clustered, excerpts
@@ -55,15 +55,17 @@ class Accounts:
     losses: list[dict[str, Any]]
     """Parts of files that could not be read: source, last row before, reason, rows where known."""
     kinds: dict[str, dict[str, int]]
-    """Kind of row (shape, or `choice`) to counts in, kept, rules, exact, near."""
+    """Kind of row (shape, or `choice`) to counts in, kept, rules, exact, near, semantic."""
     sources: dict[str, dict[str, int]]
     """Source to counts in, kept, removed, quarantined."""
     rules: dict[str, int]
     """Rows that failed each rule; a row that failed two counts under both."""
     repeats: dict[str, int]
-    """Rows removed as exact and as near repeats."""
+    """Rows removed as exact, near and semantic repeats."""
     quarantine: dict[str, int]
     """Records by reason, the commonest first."""
+    stripped: dict[str, int]
+    """Boilerplate that was taken out: rows, units (lines or paragraphs), characters; empty where it was not looked for."""
     personal: dict[str, int]
     """Personal data that was found and counted or masked, by kind; empty where it was not looked for."""
     limits: dict[str, dict[str, dict[str, float | None]]]
@@ -88,6 +90,7 @@ class Accounts:
             "repeats": self.repeats,
             "quarantine": self.quarantine,
             **({"personal": self.personal} if self.personal else {}),
+            **({"stripped": self.stripped} if self.stripped else {}),
             "losses": self.losses,
             "limits": self.limits,
             "dedup": self.dedup,
@@ -100,10 +103,11 @@ class Accounts:
     def summary(self) -> str:
         """One line for a person."""
         lost = f"; {len(self.losses)} files damaged" if self.losses else ""
+        semantic = f", {self.repeats['semantic']:,} by meaning" if self.repeats["semantic"] else ""
         onto = f", onto {self.onto['rows']:,} kept before" if self.onto else ""
         return (
             f"kept {self.kept:,} of {self.records:,} rows: {self.removed:,} removed "
-            f"({self.repeats['exact']:,} exact and {self.repeats['near']:,} near repeats), "
+            f"({self.repeats['exact']:,} exact and {self.repeats['near']:,} near repeats{semantic}), "
             f"{self.quarantined:,} quarantined{lost}{onto}"
         )
 
@@ -144,8 +148,9 @@ def account(
         kinds={name: {"in": sum(count.values()), **count} for name, count in by_kind.items()},
         sources=_sources(places, kept, quarantine["sources"]),
         rules=_by_count(dict(_rule_counts(failures))),
-        repeats={"exact": int((fate == EXACT).sum()), "near": int((fate == NEAR).sum())},
+        repeats={how: int((fate == code).sum()) for how, code in _REPEATS.items()},
         quarantine=_by_count(quarantine["reasons"]),
+        stripped=dict(places.stripped),
         personal=_by_count(places.personal),
         limits={
             rule: {name: {"low": _finite(low), "high": _finite(high)} for name, (low, high) in kinds.items()}
@@ -168,12 +173,14 @@ def account(
 
 
 _WHY = {
+    "boilerplate": "share of the text that many texts have",
     "contamination": "share of an evaluation item's runs of words that the row holds",
     "swapped_preference": "another row prefers the other answer",
     "contradictory_preference": "the preferences of this prompt go round in a circle",
 }
-_FATES = ("kept", "rules", "exact", "near")
-assert (KEPT, FAILED_RULES, EXACT, NEAR) == (0, 1, 2, 3)
+_REPEATS = {"exact": EXACT, "near": NEAR, "semantic": SEMANTIC}
+_FATES = ("kept", "rules", *_REPEATS)
+assert (KEPT, FAILED_RULES, *_REPEATS.values()) == tuple(range(len(_FATES)))
 
 
 def _count_fates(fate: NDArray[np.int8]) -> NDArray[np.int64]:
@@ -185,7 +192,7 @@ def _balance(accounts: Accounts) -> None:
     for name, count in accounts.sources.items():
         assert count["in"] == count["kept"] + count["removed"] + count["quarantined"], name
     for kind, count in accounts.kinds.items():
-        assert count["in"] == count["kept"] + count["rules"] + count["exact"] + count["near"], kind
+        assert count["in"] == sum(count[fate] for fate in _FATES), kind
     for name in ("in", "kept", "removed", "quarantined"):
         whole = accounts.records if name == "in" else getattr(accounts, name)
         assert whole == sum(count[name] for count in accounts.sources.values()), name
@@ -267,7 +274,7 @@ def _examples(
             }
             for at in furthest
         ]
-    for how, code in (("exact", EXACT), ("near", NEAR)):
+    for how, code in _REPEATS.items():
         mine = np.flatnonzero(fates.fate_R == code)
         least = mine[np.argsort(fates.similarity_R[mine], kind="stable")[:most]]
         if len(least):

@@ -1,8 +1,7 @@
 """The pieces of a curation, each a function that makes one piece of the work folder if it is not there. Knows no Ray.
 
     chunks/<n>      a chunk's files (`prepare`)
-    survey, fit,
-    score/<m>/<n>   second looks: what a measure of the whole corpus has to say of each row
+    score/<m>/<n>   what a measure of the whole corpus has to say of each row (`looks`)
     judged          rules, limits, rank, exact repeats (`decide.judge`)
     buckets/<s>     who met whom, of a shard of the bucket names (`buckets`)
     batches         the union, dealt out to batches
@@ -16,7 +15,7 @@ called again on any node. `curate` calls them on Ray; tests call them in a row.
 """
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +34,7 @@ from llmray.data.decide import KEPT, Fates, Judged
 from llmray.data.index import OldRows, num_shards, segment_facts
 from llmray.data.limits import Limits, corpus_measures
 from llmray.data.page import render
-from llmray.data.places import COMPARED, Places, chunk_name, near_texts
+from llmray.data.places import Places, chunk_name
 from llmray.data.prepare import judges_of, prepare_chunk
 from llmray.data.readers import Chunk
 from llmray.data.report import Compared, account
@@ -70,60 +69,11 @@ def chunk(config: CurateConfig, work: Work, number: int, what: Chunk) -> dict[st
     name = chunk_name(number)
     if not work.has(name):
         with work.piece(name) as piece:
-            piece.finish(**prepare_chunk(what, judges_of(config), piece.folder))
+            wanted = config.boilerplate.action != "off"
+            repeated = np.load(work.path("repeated") / "keys.npy") if wanted else None
+            piece.finish(**prepare_chunk(what, judges_of(config, repeated), piece.folder))
     facts: dict[str, int] = work.facts(name)
     return facts
-
-
-def survey(job: Job, measure: int, number: int) -> None:
-    """What the rows of a chunk that pass the fixed rules have to say to a measure."""
-    name = f"survey/{measure}/{number:06d}"
-    if job.work.has(name):
-        return
-    look = corpus_measures(job.config)[measure]
-    folder = job.work.path(chunk_name(number))
-    failed = mapped(folder / "failed.arrow")["row"].to_numpy()
-    surveys = []
-    for low, table in _pieces_of(folder):
-        sound = np.ones(table.num_rows, bool)
-        sound[failed[(failed >= low) & (failed < low + table.num_rows)] - low] = False
-        rows = table.filter(pa.array(sound))
-        texts, ids = near_texts(rows, job.config).to_pylist(), rows["id"].to_pylist()
-        surveys.append(look.survey(texts, ids, total=job.places.num_rows))
-    with job.work.piece(name) as piece:
-        (piece.folder / "surveys.pickle").write_bytes(pickle.dumps([look.merge(surveys)] if surveys else []))
-        piece.finish()
-
-
-def fit(job: Job, measure: int) -> None:
-    """What a measure learns from all surveys."""
-    name = f"fit/{measure}"
-    if job.work.has(name):
-        return
-    surveys = []
-    for number in range(job.places.num_chunks):
-        path = job.work.path(f"survey/{measure}/{number:06d}") / "surveys.pickle"
-        surveys += pickle.loads(path.read_bytes())  # noqa: S301 (by `survey`)
-    with job.work.piece(name) as piece:
-        model = corpus_measures(job.config)[measure].fit(surveys)
-        (piece.folder / "model.pickle").write_bytes(pickle.dumps(model))
-        piece.finish()
-
-
-def score(job: Job, measure: int, number: int) -> None:
-    """The value of every row of a chunk."""
-    name = f"score/{measure}/{number:06d}"
-    if job.work.has(name):
-        return
-    model = pickle.loads((job.work.path(f"fit/{measure}") / "model.pickle").read_bytes())  # noqa: S301 (by `fit`)
-    look = corpus_measures(job.config)[measure]
-    values = [
-        np.asarray(look.score(near_texts(table, job.config).to_pylist(), table["id"].to_pylist(), model), np.float64)
-        for _, table in _pieces_of(job.work.path(chunk_name(number)))
-    ]
-    with job.work.piece(name) as piece:
-        np.save(piece.folder / "values.npy", np.concatenate([np.zeros(0), *values]))
-        piece.finish()
 
 
 def judge(job: Job) -> None:
@@ -145,7 +95,7 @@ def judge(job: Job) -> None:
         job.config, places, fixed=decide.read_failed(places), values=values, known=known, old_exact=exact
     )
     with job.work.piece("judged") as piece:
-        _save(piece.folder, judged)
+        save(piece.folder, judged)
         np.save(piece.folder / "original_R.npy", judged.original)
         write_table(piece.folder / "failures.arrow", failures)
         (piece.folder / "limits.pickle").write_bytes(pickle.dumps(learned))
@@ -178,7 +128,7 @@ def shard(job: Job, number: int, shards: int) -> None:
         num_skipped=sum(skipped for _, _, skipped in old),
     )
     with job.work.piece(name) as piece:
-        _save(piece.folder, buckets.unite([met]))
+        save(piece.folder, buckets.unite([met]))
         piece.finish(num_skipped=met.num_skipped)
 
 
@@ -193,7 +143,7 @@ def join(job: Job, shards: int) -> int:
         met = buckets.unite(parts)
         batches = buckets.deal(met, array(job.work.path("judged") / "length_R.npy"))
         with job.work.piece("batches") as piece:
-            _save(piece.folder, batches)
+            save(piece.folder, batches)
             piece.finish(batches=len(batches), num_skipped=met.num_skipped)
     return int(job.work.facts("batches")["batches"])
 
@@ -221,17 +171,22 @@ def verify(job: Job, number: int) -> None:
         old_texts=lambda rows: old.compared_texts(rows, job.config) if old is not None else pa.array([], pa.string()),
     )
     with job.work.piece(name) as piece:
-        _save(piece.folder, made)
+        save(piece.folder, made)
         piece.finish(num_candidates=made.num_candidates, num_skipped=made.num_skipped)
 
 
 def settle(job: Job) -> dict[str, Any]:
     """What becomes of every row, and the accounts; returns the report and how many parts there are to write."""
     if not job.work.has("fates"):
-        judged, verdicts, compared = _verdicts(job)
-        fates = decide.settle(judged, verdicts)
+        judged, verdicts, compared = near_verdicts(job)
+        meanings = (
+            Verdicts(**_load(job.work.path("meanings"), Verdicts), num_candidates=0, num_skipped=0)
+            if job.config.semantic.embedding
+            else None
+        )
+        fates = decide.settle(judged, verdicts, meanings)
         with job.work.piece("fates") as piece:
-            _save(piece.folder, fates)
+            save(piece.folder, fates)
             np.save(piece.folder / "kept_rows.npy", np.flatnonzero(fates.fate_R == KEPT))
             np.save(piece.folder / "removed_rows.npy", np.flatnonzero(fates.fate_R != KEPT))
             quarantine = outputs.write_quarantine(piece.folder, job.places)
@@ -314,7 +269,7 @@ def index_shards(job: Job, num_kept: int) -> int:
     return num_shards(num_kept * job.config.dedup.banding().num_bands)
 
 
-def _verdicts(job: Job) -> tuple[Judged, list[Verdicts], Compared]:
+def near_verdicts(job: Job) -> tuple[Judged, list[Verdicts], Compared]:
     """What is known of every row, what every batch found, and what it took."""
     facts = job.work.facts("batches")
     verdicts = []
@@ -352,7 +307,7 @@ def _shard_name(number: int, shards: int) -> str:
     return f"buckets/{number:05d}-of-{shards:05d}"
 
 
-def _save(folder: Path, value: Any) -> None:
+def save(folder: Path, value: Any) -> None:
     """The arrays of a dataclass, a file each."""
     for name in _arrays(type(value)):
         np.save(folder / f"{name}.npy", getattr(value, name))
@@ -365,13 +320,3 @@ def _load(folder: Path, kind: type) -> dict[str, NDArray[Any]]:
 
 def _arrays(kind: type) -> Sequence[str]:
     return [name for name in kind.__dataclass_fields__ if "_" in name and not name.startswith("num_")]  # type: ignore[attr-defined]
-
-
-def _pieces_of(folder: Path) -> Iterator[tuple[int, pa.Table]]:
-    """The rows of a chunk, some at a time, with the number of the first."""
-    file = pa.ipc.open_file(pa.memory_map(str(folder / "content.arrow")))
-    base = 0
-    for number in range(file.num_record_batches):
-        table = pa.Table.from_batches([file.get_batch(number)]).select(["id", *COMPARED])
-        yield base, table
-        base += table.num_rows

@@ -68,7 +68,7 @@ REMOVED = pa.schema(
         ("excerpt", pa.string()),
     ]
 )
-"""Rows that went: all rules that they failed, or the kept row that they repeat (`exact` or `near`)."""
+"""Rows that went: all rules that they failed, or the row that they repeat (`exact`, `near` or `semantic`)."""
 
 CLUSTERS = pa.schema(
     [

@@ -12,7 +12,7 @@ import orjson
 from pyarrow import parquet
 
 from llmray import storage
-from llmray.data import stages
+from llmray.data import looks, stages
 from llmray.data.config import CurateConfig
 from llmray.data.outputs import num_parts
 from llmray.data.places import chunk_name, locate
@@ -70,6 +70,10 @@ def run_stages(
             for uri, name in zip(uris, names, strict=True)
             for piece in chunks(uri, name, reading=config.reading, chunk_bytes=chunk_bytes)
         ]
+        if config.boilerplate.action != "off":
+            for number, piece in enumerate(pieces):
+                looks.lines(config, work, number, piece)
+            looks.repeated(config, work, len(pieces))
         facts = [stages.chunk(config, work, number, piece) for number, piece in enumerate(pieces)]
         job = Job(
             config=config,
@@ -81,10 +85,10 @@ def run_stages(
         )
         for look in range(len(config.second_look)):
             for number in range(len(pieces)):
-                stages.survey(job, look, number)
-            stages.fit(job, look)
+                looks.survey(job, look, number)
+            looks.fit(job, look)
             for number in range(len(pieces)):
-                stages.score(job, look, number)
+                looks.score(job, look, number)
         if shards == 1:
             batches = stages.decide_at_once(job)
         else:
@@ -94,6 +98,11 @@ def run_stages(
             batches = stages.join(job, shards)
         for number in range(batches):
             stages.verify(job, number)
+        if config.semantic.embedding is not None:
+            looks.survivors(job)
+            for number in range(len(pieces)):
+                looks.vectors(job, number)
+            looks.meanings(job)
         settled = stages.settle(job)
         for part in range(num_parts(settled["kept"], config.rows_per_part)):
             stages.kept(job, part)

@@ -1,0 +1,180 @@
+"""Looks at the text beyond the first: lines that many texts share, measures of the whole corpus, and what rows mean.
+
+Pieces of the work folder like those of `stages`, for what not every curation asks for.
+
+    lines/<n>       before anything else: in how many texts of a chunk each line stands (`boilerplate`)
+    repeated        the lines that are boilerplate
+    survey/<m>/<n>  what the rows of a chunk have to say to a measure (`corpus`)
+    fit/<m>         what it learned from all
+    score/<m>/<n>   what it says of each row
+    survivors       rows that near repeats left, best first
+    vectors/<n>     their embeddings
+    meanings        which of them mean the same (`semantic`)
+"""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from llmray.data import boilerplate, decide, embedding
+from llmray.data.boilerplate import Counts
+from llmray.data.components import resolve
+from llmray.data.config import CurateConfig
+from llmray.data.decide import KEPT
+from llmray.data.limits import corpus_measures
+from llmray.data.places import COMPARED, chunk_name, near_texts
+from llmray.data.readers import Chunk, Found, read_chunk
+from llmray.data.semantic import Embedded, semantic_pairs
+from llmray.data.stages import Job, near_verdicts, save
+from llmray.data.tables import array, mapped
+from llmray.data.verify import Verdicts
+from llmray.data.work import Work
+
+
+def lines(config: CurateConfig, work: Work, number: int, what: Chunk) -> None:
+    """Count the lines of a chunk's texts."""
+    name = f"lines/{number:06d}"
+    if work.has(name):
+        return
+    records = read_chunk(what, config.reading)
+    texts = (one.row.text for one in records if isinstance(one, Found) and one.row.text is not None)
+    counted = boilerplate.count(texts, config.boilerplate)
+    with work.piece(name) as piece:
+        np.save(piece.folder / "keys.npy", counted.keys)
+        np.save(piece.folder / "documents.npy", counted.documents)
+        piece.finish()
+
+
+def repeated(config: CurateConfig, work: Work, num_chunks: int) -> None:
+    """The lines that enough texts have."""
+    if work.has("repeated"):
+        return
+    folders = [work.path(f"lines/{number:06d}") for number in range(num_chunks)]
+    counts = [Counts(np.load(folder / "keys.npy"), np.load(folder / "documents.npy")) for folder in folders]
+    keys = boilerplate.repeated(boilerplate.merge(counts), config.boilerplate)
+    with work.piece("repeated") as piece:
+        np.save(piece.folder / "keys.npy", keys)
+        piece.finish()
+
+
+def survey(job: Job, measure: int, number: int) -> None:
+    """What the rows of a chunk that pass the fixed rules have to say to a measure."""
+    name = f"survey/{measure}/{number:06d}"
+    if job.work.has(name):
+        return
+    look = corpus_measures(job.config)[measure]
+    folder = job.work.path(chunk_name(number))
+    failed = mapped(folder / "failed.arrow")["row"].to_numpy()
+    surveys = []
+    for low, table in pieces_of(folder):
+        sound = np.ones(table.num_rows, bool)
+        sound[failed[(failed >= low) & (failed < low + table.num_rows)] - low] = False
+        rows = table.filter(pa.array(sound))
+        texts, ids = near_texts(rows, job.config).to_pylist(), rows["id"].to_pylist()
+        surveys.append(look.survey(texts, ids, total=job.places.num_rows))
+    with job.work.piece(name) as piece:
+        (piece.folder / "surveys.pickle").write_bytes(pickle.dumps([look.merge(surveys)] if surveys else []))
+        piece.finish()
+
+
+def fit(job: Job, measure: int) -> None:
+    """What a measure learns from all surveys."""
+    name = f"fit/{measure}"
+    if job.work.has(name):
+        return
+    surveys = []
+    for number in range(job.places.num_chunks):
+        path = job.work.path(f"survey/{measure}/{number:06d}") / "surveys.pickle"
+        surveys += pickle.loads(path.read_bytes())  # noqa: S301 (by `survey`)
+    with job.work.piece(name) as piece:
+        model = corpus_measures(job.config)[measure].fit(surveys)
+        (piece.folder / "model.pickle").write_bytes(pickle.dumps(model))
+        piece.finish()
+
+
+def score(job: Job, measure: int, number: int) -> None:
+    """The value of every row of a chunk."""
+    name = f"score/{measure}/{number:06d}"
+    if job.work.has(name):
+        return
+    model = pickle.loads((job.work.path(f"fit/{measure}") / "model.pickle").read_bytes())  # noqa: S301 (by `fit`)
+    look = corpus_measures(job.config)[measure]
+    values = [
+        np.asarray(look.score(near_texts(table, job.config).to_pylist(), table["id"].to_pylist(), model), np.float64)
+        for _, table in pieces_of(job.work.path(chunk_name(number)))
+    ]
+    with job.work.piece(name) as piece:
+        np.save(piece.folder / "values.npy", np.concatenate([np.zeros(0), *values]))
+        piece.finish()
+
+
+def survivors(job: Job) -> None:
+    """The rows that near repeats left, best first."""
+    if job.work.has("survivors"):
+        return
+    judged, verdicts, _ = near_verdicts(job)
+    rows = np.flatnonzero(decide.settle(judged, verdicts).fate_R == KEPT)
+    with job.work.piece("survivors") as piece:
+        np.save(piece.folder / "rows.npy", rows[np.argsort(judged.rank_R[rows])])
+        piece.finish()
+
+
+def vectors(job: Job, number: int) -> None:
+    """Embeddings of the survivors of a chunk, in order of their numbers; zeros where there is nothing to compare."""
+    name = f"vectors/{number:06d}"
+    if job.work.has(name):
+        return
+    assert job.config.semantic.embedding is not None
+    survivors_S = np.sort(array(job.work.path("survivors") / "rows.npy"))
+    low, high = np.searchsorted(survivors_S, job.places.bases_C1[number : number + 2])
+    rows = survivors_S[low:high]
+    texts = job.places.compared_texts(rows, job.config).to_pylist() if len(rows) else []
+    made_ND = embedding.embed(embedding.load(job.config.semantic.embedding), texts).astype(np.int16)
+    made_ND[[not text.strip() for text in texts]] = 0
+    with job.work.piece(name) as piece:
+        np.save(piece.folder / "vectors.npy", made_ND)
+        piece.finish()
+
+
+def meanings(job: Job) -> None:
+    """Which survivors mean the same as a better one; kinds are never compared."""
+    if job.work.has("meanings"):
+        return
+    wanted = job.config.semantic
+    by_rank = np.asarray(array(job.work.path("survivors") / "rows.npy"))
+    folders = (job.work.path(f"vectors/{number:06d}") for number in range(job.places.num_chunks))
+    found = [some for folder in folders if len(some := np.load(folder / "vectors.npy"))]
+    vectors_ND = np.concatenate(found)[np.argsort(np.argsort(by_rank))] if found else np.zeros((0, 1), np.int16)
+    kind_S = array(job.work.path("judged") / "kind_R.npy")[by_rank]
+    kept_for, similarity, cluster = by_rank.copy(), np.ones(len(by_rank)), by_rank.copy()
+    for kind in np.unique(kind_S):
+        mine = np.flatnonzero(kind_S == kind)
+        mine_ND = np.ascontiguousarray(vectors_ND[mine])
+        edges = semantic_pairs(mine_ND, wanted.threshold, probes=wanted.probes, seed=job.config.seed)
+        made = resolve(len(mine), edges, Embedded(mine_ND), wanted.threshold)
+        kept_for[mine], cluster[mine] = by_rank[mine[made.kept_for]], by_rank[mine[made.cluster]]
+        similarity[mine] = made.similarity
+    with job.work.piece("meanings") as piece:
+        verdicts = Verdicts(
+            rows_C=by_rank,
+            kept_for_C=kept_for,
+            similarity_C=similarity,
+            cluster_C=cluster,
+            num_candidates=0,
+            num_skipped=0,
+        )
+        save(piece.folder, verdicts)
+        piece.finish()
+
+
+def pieces_of(folder: Path) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of a chunk, some at a time, with the number of the first."""
+    file = pa.ipc.open_file(pa.memory_map(str(folder / "content.arrow")))
+    base = 0
+    for number in range(file.num_record_batches):
+        table = pa.Table.from_batches([file.get_batch(number)]).select(["id", *COMPARED])
+        yield base, table
+        base += table.num_rows
