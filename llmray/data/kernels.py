@@ -119,7 +119,8 @@ def shingle_sets(
     spare = np.empty(len(elements), np.uint64)
     places = np.empty(2 * len(elements) + 2, np.int64)
     power = _power(size)
-    found, num_found = np.empty(1 << 12, np.uint64), 0
+    found = np.empty(1 << 12, np.uint64)
+    num_found: Int = 0
     for document in range(len(plain_D)):
         text = data[offsets_D1[document] : offsets_D1[document + 1]]
         length = _fold(text, plain_D[document], starts, folded, room)
@@ -169,7 +170,7 @@ def _scratch(offsets_D1: I64, starts: NDArray[np.int32], characters: bool) -> tu
 @inner
 def _shingles(
     room: Bytes, length: Int, characters: bool, size: int, power: np.uint64, edges: I64, elements: U64
-) -> int:
+) -> Int:
     """Hashes of the shingles of a folded text as they come, in `elements`; how many."""
     room[length : length + _PAD] = 0
     count = _code_points(room, length, elements) if characters else _words(room, length, edges, elements)
@@ -246,7 +247,7 @@ def _decode(text: Bytes, at: Int) -> tuple[int, Int]:
 
 
 @inner
-def _words(room: Bytes, length: Int, edges: I64, words: U64) -> int:
+def _words(room: Bytes, length: Int, edges: I64, words: U64) -> Int:
     """Hashes of the words of a folded text; how many."""
     num_edges: Int = 0
     num_words: Int = 0
@@ -307,7 +308,7 @@ def _code_points(room: Bytes, length: Int, points: U64) -> int:
 
 
 @inner
-def _roll(elements: U64, count: int, size: int, power: np.uint64) -> int:
+def _roll(elements: U64, count: Int, size: int, power: np.uint64) -> Int:
     """Elements to hashes of their n-grams, in place; how many. `power` is ODD to the power of `size`."""
     if count == 0:
         return 0
@@ -327,7 +328,7 @@ def _roll(elements: U64, count: int, size: int, power: np.uint64) -> int:
 
 
 @inner
-def _minima(shingles: U64, count: int, multipliers_K: NDArray[np.uint32], minima_K: NDArray[np.uint32]) -> None:
+def _minima(shingles: U64, count: Int, multipliers_K: NDArray[np.uint32], minima_K: NDArray[np.uint32]) -> None:
     """The least of low + multiplier · high (mod 2^32) over all shingles, where low and high are a shingle's halves."""
     minima_K[:] = np.uint32(0xFFFFFFFF)
     while count % _LANES:
@@ -354,7 +355,7 @@ def _bands(minima_K: NDArray[np.uint32], rows_per_band: int, bands_N: U64) -> No
 
 
 @inner
-def _distinct(values: U64, count: int, spare: U64, places: I64) -> int:
+def _distinct(values: U64, count: Int, spare: U64, places: I64) -> Int:
     """Sort hashes and leave out repeats, in place; how many are left.
 
     Hashes are evenly spread, so their highest bits say nearly where they belong, and the rest is a few steps each; only
@@ -380,7 +381,8 @@ def _distinct(values: U64, count: int, spare: U64, places: I64) -> int:
     gap = count >> 1 if most > _CROWDED else 1
     while gap:
         for at in range(gap, count):
-            value, place = spare[at], at
+            value = spare[at]
+            place: Int = at
             while place >= gap and spare[place - gap] > value:
                 spare[place] = spare[place - gap]
                 place -= gap
