@@ -120,7 +120,8 @@ def shingles(
     spare = np.empty(len(elements), np.uint64)
     places = np.empty(2 * len(elements) + 2, np.int64)
     power = _power(size)
-    found, num_found = np.empty(1 << 12, np.uint64), 0
+    found = np.empty(1 << 12, np.uint64)
+    num_found: Int = 0
     for document in range(len(plain_D)):
         text = data[offsets_D1[document] : offsets_D1[document + 1]]
         length = _fold(text, plain_D[document], starts, folded, room)
@@ -171,7 +172,7 @@ def _scratch(offsets_D1: I64, starts: NDArray[np.int32], characters: bool) -> tu
 @inner
 def _shingles(
     room: Bytes, length: Int, characters: bool, size: int, power: np.uint64, edges: I64, elements: U64
-) -> int:
+) -> Int:
     """Hashes of the shingles of a folded text as they come, in `elements`; how many."""
     room[length : length + _PAD] = 0
     count = _code_points(room, length, elements) if characters else _words(room, length, edges, elements)
@@ -382,7 +383,8 @@ def _distinct(values: U64, count: Int, spare: U64, places: I64) -> Int:
     gap = count >> 1 if most > _CROWDED else 1
     while gap:
         for at in range(gap, count):
-            value, place = spare[at], at
+            value = spare[at]
+            place: Int = at
             while place >= gap and spare[place - gap] > value:
                 spare[place] = spare[place - gap]
                 place -= gap
