@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,16 +122,11 @@ def _prepare(pieces: Sequence[Chunk], config: CurateConfig, work: Work, base: st
     waiting = [number for number in range(len(pieces)) if not work.has(chunk_name(number))]
     if len(waiting) < len(pieces):
         log.info("curate: %d of %d chunks are prepared already", len(pieces) - len(waiting), len(pieces))
+    began = time.monotonic()
     progress = Progress("prepare", sum(pieces[number].bytes for number in waiting))
-    if waiting:
-        with DataContext.current(_quiet(DataContext.get_current())):
-            items = [{"number": number, "chunk": pieces[number]} for number in waiting]
-            dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-                _prepare_chunk, fn_kwargs={"config": config, "work": work}
-            )
-            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                for done in batch.to_pylist():
-                    progress.add(pieces[done["number"]].bytes, done["rows"])
+    for done in _prepared([{"number": number, "chunk": pieces[number]} for number in waiting], config, work):
+        progress.add(pieces[done["number"]].bytes, done["rows"])
+    log.debug("curate: prepare took %.1f s", time.monotonic() - began)
     facts = [work.facts(chunk_name(number)) for number in range(len(pieces))]
     places = locate(work, pieces, facts)
     return Job(
@@ -142,6 +137,21 @@ def _prepare(pieces: Sequence[Chunk], config: CurateConfig, work: Work, base: st
         entries=sum(fact["entries"] for fact in facts),
         onto=None if onto is None else (onto.uri, onto.digest),
     )
+
+
+def _prepared(items: Sequence[dict[str, Any]], config: CurateConfig, work: Work) -> Iterator[dict[str, int]]:
+    """What there is to say of each chunk, as they come."""
+    if len(items) <= ray.cluster_resources().get("CPU", 1):
+        # All at once: a stream of blocks would take longer to set up than a small addition takes as a whole.
+        prepare = ray.remote(num_cpus=1, max_retries=_RETRIES)(_prepare_chunk)
+        yield from ray.get([prepare.remote(item, config, work) for item in items])
+        return
+    with DataContext.current(_quiet(DataContext.get_current())):
+        dataset = ray.data.from_items(list(items), override_num_blocks=len(items)).map(
+            _prepare_chunk, fn_kwargs={"config": config, "work": work}
+        )
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from batch.to_pylist()
 
 
 def _prepare_chunk(item: Mapping[str, Any], config: CurateConfig, work: Work) -> dict[str, int]:
