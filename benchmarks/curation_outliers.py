@@ -183,7 +183,7 @@ def loop(text: str, generator: np.random.Generator) -> str:
 
 def spam(text: str, generator: np.random.Generator) -> str:
     """A page that lives on its links."""
-    words = [word for word in re.findall(r"[a-z]{4,9}", text)] or ["page"]
+    words = re.findall(r"[a-z]{4,9}", text) or ["page"]
     lines = [text[: len(text) // 4]]
     while sum(map(len, lines)) < len(text):
         one, two, three = generator.choice(words, 3)
@@ -225,7 +225,7 @@ def peers(interpreter: str, values: Mapping[str, NDArray[np.float64]], vectors_N
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "in.npz", values=np.stack(list(values.values()), axis=1), vectors=vectors_NK)
         script = Path(__file__).with_name("curation_outliers_peers.py")
-        subprocess.run([interpreter, str(script), folder], check=True)
+        subprocess.run([interpreter, str(script), folder], check=True)  # noqa: S603
         with np.load(Path(folder) / "out.npz") as found:
             return {name: found[name] for name in found.files}
 

@@ -25,6 +25,8 @@ U64 = NDArray[np.uint64]
 
 BATCH_CHARACTERS = 16 << 20
 """Text of the documents that a task compares; a component is never cut."""
+OLD_CHARACTERS = 1 << 15
+"""What reading an old row costs, in characters of text compared: it lies alone in a row group."""
 OLD_MEMBERS = 64
 """Rows of the snapshot that is added to, in one bucket, that a new row is compared with: the first of them."""
 
@@ -154,14 +156,21 @@ def unite(parts: Sequence[Buckets]) -> Buckets:
 
 
 def deal(buckets: Buckets, length_R: I64, characters: int = BATCH_CHARACTERS) -> Batches:
-    """Whole components to batches of about `characters` of text, in the order of their first rows."""
+    """Whole components to batches of about `characters` of text.
+
+    Components that met old rows come first, in the order of those: so a batch reads one stretch of the old text. The
+    others follow in the order of their own rows.
+    """
     rows = np.unique(np.concatenate((buckets.members_M, buckets.new_P)))
     member, starts = np.searchsorted(rows, buckets.members_M), buckets.offsets_B1[:-1]
     label = components(len(rows), member, buckets.offsets_B1)
     weight = np.bincount(label, length_R[rows], minlength=label.max() + 1 if len(label) else 0)
-    first = np.full(len(weight), len(rows), np.int64)
+    met = label[np.searchsorted(rows, buckets.new_P)]
+    weight = weight + OLD_CHARACTERS * np.bincount(met, minlength=len(weight))
+    first, first_old = (np.full(len(weight), np.iinfo(np.int64).max) for _ in range(2))
     np.minimum.at(first, label, np.arange(len(rows)))
-    order = np.argsort(first)
+    np.minimum.at(first_old, met, buckets.old_P)
+    order = np.lexsort((first, first_old))
     batch = np.empty(len(order), np.int64)
     batch[order] = np.cumsum(weight[order]) // characters if len(order) else 0
     _, batch = np.unique(batch, return_inverse=True)
@@ -169,7 +178,7 @@ def deal(buckets: Buckets, length_R: I64, characters: int = BATCH_CHARACTERS) ->
     of_bucket = batch[label[member[starts]]] if len(starts) else np.zeros(0, np.int64)
     by_batch = np.argsort(of_bucket, kind="stable")
     members, offsets = select(buckets.members_M, buckets.offsets_B1, by_batch)
-    of_pair = batch[label[np.searchsorted(rows, buckets.new_P)]] if len(rows) else np.zeros(0, np.int64)
+    of_pair = batch[met] if len(rows) else np.zeros(0, np.int64)
     pair_order = np.argsort(of_pair, kind="stable")
     cut = np.arange(num_batches + 1)
     return Batches(

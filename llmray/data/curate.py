@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,16 +127,11 @@ def _prepare(pieces: Sequence[Chunk], config: CurateConfig, work: Work, base: st
         log.info("curate: %d of %d chunks are prepared already", len(pieces) - len(waiting), len(pieces))
     if config.boilerplate.action != "off":
         _count_lines(pieces, config, work)
+    began = time.monotonic()
     progress = Progress("prepare", sum(pieces[number].num_bytes or 0 for number in waiting))
-    if waiting:
-        with DataContext.current(_quiet(DataContext.get_current())):
-            items = [{"number": number, "chunk": pieces[number]} for number in waiting]
-            dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-                _prepare_chunk, fn_kwargs={"config": config, "work": work}
-            )
-            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                for done in batch.to_pylist():
-                    progress.add(pieces[done["number"]].num_bytes or 0, done["rows"])
+    for done in _prepared([{"number": number, "chunk": pieces[number]} for number in waiting], config, work):
+        progress.add(pieces[done["number"]].num_bytes or 0, done["rows"])
+    log.debug("curate: prepare took %.1f s", time.monotonic() - began)
     facts = [work.facts(chunk_name(number)) for number in range(len(pieces))]
     places = locate(work, pieces, facts)
     return Job(
@@ -156,6 +151,21 @@ def _count_lines(pieces: Sequence[Chunk], config: CurateConfig, work: Work) -> N
     calls = [(looks.lines, (config, work, number, piece)) for number, piece in enumerate(pieces)]
     _run_all("lines", None, calls)
     looks.repeated(config, work, len(pieces))
+
+
+def _prepared(items: Sequence[dict[str, Any]], config: CurateConfig, work: Work) -> Iterator[dict[str, int]]:
+    """What there is to say of each chunk, as they come."""
+    if len(items) <= ray.cluster_resources().get("CPU", 1):
+        # All at once: a stream of blocks would take longer to set up than a small addition takes as a whole.
+        prepare = ray.remote(num_cpus=1, max_retries=_RETRIES)(_prepare_chunk)
+        yield from ray.get([prepare.remote(item, config, work) for item in items])
+        return
+    with DataContext.current(_quiet(DataContext.get_current())):
+        dataset = ray.data.from_items(list(items), override_num_blocks=len(items)).map(
+            _prepare_chunk, fn_kwargs={"config": config, "work": work}
+        )
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from batch.to_pylist()
 
 
 def _prepare_chunk(item: Mapping[str, Any], config: CurateConfig, work: Work) -> dict[str, int]:

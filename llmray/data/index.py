@@ -5,7 +5,7 @@
     index/<generation>/bands-<shard>.npy        bucket names [E], sorted
     index/<generation>/bands-rows-<shard>.npy   whose they are
     index/<generation>/ids.npy                  content ids [K, 32]
-    index/<generation>/segment.json             first row, number of rows and shards
+    index/<generation>/segment.json             first row and part, number of rows, of rows in a part, and of shards
     index/settings.json                         what the names were made with, and the learned limits
 
 Rows are numbered through all generations, in the snapshot's own order. A shard is a range of names, so that one task
@@ -60,6 +60,10 @@ class OldRows:
     def num_rows(self) -> int:
         return sum(facts["rows"] for _, facts in self.segments)
 
+    @property
+    def num_parts(self) -> int:
+        return len(self._parts)
+
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What the index was made with."""
@@ -100,21 +104,29 @@ class OldRows:
     def read(self, rows: I64, columns: Sequence[str]) -> pa.Table:
         """Columns of some rows, in ascending order: only the row groups that hold them are read."""
         taken = []
-        for path, base, groups in self._parts:
-            low, high = np.searchsorted(rows, base), np.searchsorted(rows, base + groups[-1])
+        for path, base, size in self._parts:
+            low, high = np.searchsorted(rows, base), np.searchsorted(rows, base + size)
             if low == high:
                 continue
             mine = rows[low:high] - base
             with parquet.ParquetFile(path, memory_map=True) as file:
-                for group in np.unique(np.searchsorted(groups, mine, side="right") - 1).tolist():
-                    inside = mine[(mine >= groups[group]) & (mine < groups[group + 1])] - groups[group]
-                    taken.append(file.read_row_group(group, columns=list(columns)).take(pa.array(inside)))
+                held = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                groups = np.concatenate(([0], np.cumsum(held)))
+                group = np.searchsorted(groups, mine, side="right") - 1
+                needed, which = np.unique(group, return_inverse=True)
+                sizes = np.diff(groups)[needed]
+                place = (np.cumsum(sizes) - sizes)[which] + mine - groups[group]
+                table = file.read_row_groups(needed.tolist(), columns=list(columns), use_threads=False)
+            taken.append(table.take(pa.array(place)))
         return pa.concat_tables(taken)
 
     def compared_texts(self, rows: I64, config: CurateConfig) -> pa.Array:
         """What of some rows, in ascending order, is compared for near repeats."""
         if not len(rows):
             return pa.array([], pa.string())
+        texts = self.read(rows, ["text"])["text"]
+        if not texts.null_count:
+            return texts.combine_chunks()
         table = self.read(rows, ["shape", "text", "messages", "prompt", "chosen", "rejected", "choices"])
         shape = [KINDS.index(name) for name in table["shape"].to_pylist()]
         choice = np.asarray(table["choices"].is_valid())
@@ -122,14 +134,13 @@ class OldRows:
         return near_texts(table.append_column("kind", pa.array(kinds)), config)
 
     @cached_property
-    def _parts(self) -> list[tuple[Path, int, I64]]:
-        """File, first row, and where its row groups begin, for each part."""
-        found, base = [], 0
-        for path in sorted((self.folder / "kept").glob("part-*.parquet")):
-            metadata = parquet.read_metadata(path)
-            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            found.append((path, base, np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)))
-            base += metadata.num_rows
+    def _parts(self) -> list[tuple[Path, int, int]]:
+        """File, first row and number of rows of each part."""
+        found = []
+        for _, facts in self.segments:
+            for part, low in enumerate(range(0, facts["rows"], facts["rows_per_part"]), facts["first_part"]):
+                path = self.folder / "kept" / f"part-{part:05d}.parquet"
+                found.append((path, facts["first_row"] + low, min(facts["rows_per_part"], facts["rows"] - low)))
         return found
 
 
@@ -202,11 +213,11 @@ def write_shard(
     names: U64,
     name_rows: I64,
 ) -> None:
-    """The files of one shard, from entries of its range in any order."""
+    """The files of one shard, from entries of its range; those of one name must come in the order of their rows."""
     order = np.lexsort((key_rows, keys[1], keys[0]))
     np.save(folder / f"exact-{shard:05d}.npy", np.stack((keys[0][order], keys[1][order])))
     np.save(folder / f"exact-rows-{shard:05d}.npy", key_rows[order].astype(np.uint32))
-    order = np.lexsort((name_rows, names))
+    order = np.argsort(names, kind="stable")  # chunks come sorted, and this sort merges what is sorted
     np.save(folder / f"bands-{shard:05d}.npy", names[order])
     np.save(folder / f"bands-rows-{shard:05d}.npy", name_rows[order].astype(np.uint32))
 
@@ -217,9 +228,15 @@ def in_shard(names: U64, shard: int, shards: int) -> NDArray[np.bool_]:
     return np.asarray((names >= np.uint64(low)) & (names <= np.uint64(high)))
 
 
-def segment_facts(first_row: int, rows: int, shards: int) -> bytes:
-    """The file that says what a generation holds."""
-    facts: Mapping[str, int] = {"first_row": first_row, "rows": rows, "shards": shards}
+def segment_facts(*, old: OldRows | None, rows: int, rows_per_part: int, shards: int) -> bytes:
+    """The file that says what a generation holds, after those of `old`."""
+    facts: Mapping[str, int] = {
+        "first_row": 0 if old is None else old.num_rows,
+        "first_part": 0 if old is None else old.num_parts,
+        "rows": rows,
+        "rows_per_part": rows_per_part,
+        "shards": shards,
+    }
     return orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)
 
 

@@ -260,7 +260,8 @@ def index_shard(job: Job, number: int, shards: int) -> None:
         )
         if number == 0:
             np.save(piece.folder / "ids.npy", job.places.ids(np.asarray(rows)))
-            (piece.folder / "segment.json").write_bytes(segment_facts(first, len(rows), shards))
+            facts = segment_facts(old=job.old, rows=len(rows), rows_per_part=job.config.rows_per_part, shards=shards)
+            (piece.folder / "segment.json").write_bytes(facts)
         piece.finish(**{path.name: digest_file(path) for path in sorted(piece.folder.iterdir())})
 
 

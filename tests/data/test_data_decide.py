@@ -50,7 +50,7 @@ def test_case_and_space_are_exact_repeats_where_they_do_not_matter() -> None:
 def test_identical_rows_are_one() -> None:
     made = curate_purely([[{"text": LOREM}] * 3, [{"text": LOREM}]], NO_RULES)
     assert len(made.ids) == 1
-    assert made.report["repeats"] == {"exact": 3, "near": 0}
+    assert made.report["repeats"] == {"exact": 3, "near": 0, "semantic": 0}
 
 
 def test_a_text_never_removes_a_conversation() -> None:
@@ -81,13 +81,13 @@ def test_tasks_repeat_only_exactly_and_stand_apart() -> None:
     ]
     made = curate_purely([rows], NO_RULES)
     assert len(made.ids) == 4
-    assert made.report["repeats"] == {"exact": 1, "near": 0}
+    assert made.report["repeats"] == {"exact": 1, "near": 0, "semantic": 0}
 
 
 def test_a_row_names_all_the_rules_it_failed_and_repeats_nothing() -> None:
     made = curate_purely([[{"text": ""}, {"text": ""}, {"text": LOREM}]])
     assert [[failed["rule"] for failed in row["reasons"]] for row in made.removed] == [["empty", "too_short"]] * 2
-    assert made.report["repeats"] == {"exact": 0, "near": 0}
+    assert made.report["repeats"] == {"exact": 0, "near": 0, "semantic": 0}
     assert made.report["rules"] == {"empty": 2, "too_short": 2}
 
 
