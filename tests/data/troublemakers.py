@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from llmray.data.robust import Axis
 from llmray.data.rows import Row
 
 
@@ -58,14 +59,16 @@ class DiesFitting:
     """A measure of the whole corpus: how far a text's length is from the mean; kills its worker when it learns that."""
 
     name = "far_from_mean"
-    scale = "linear"
-    mads = 3.0
-    why = "characters from the mean"
+    axis = Axis(mads=3.0)
 
-    def survey(self, texts: Sequence[str], ids: Sequence[bytes]) -> Any:
+    def survey(self, texts: Sequence[str], ids: Sequence[bytes], *, total: int | None = None) -> Any:
         assert len(texts) == len(ids)
         markers = [text.split()[-1] for text in texts if "marker " in text]
         return sum(map(len, texts)), len(texts), markers
+
+    def merge(self, surveys: Sequence[Any]) -> Any:
+        totals, counts, markers = zip(*surveys, strict=True)
+        return sum(totals), sum(counts), [marker for some in markers for marker in some]
 
     def fit(self, surveys: Sequence[Any]) -> Any:
         for _, _, markers in surveys:
@@ -73,7 +76,7 @@ class DiesFitting:
                 os.kill(os.getpid(), signal.SIGKILL)
         return sum(total for total, _, _ in surveys) / sum(count for _, count, _ in surveys)
 
-    def score(self, texts: Sequence[str], model: float) -> np.ndarray[Any, Any]:
+    def score(self, texts: Sequence[str], ids: Sequence[bytes], model: float) -> np.ndarray[Any, Any]:
         return np.array([abs(len(text) - model) for text in texts], np.float64)
 
 
