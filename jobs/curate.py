@@ -19,7 +19,7 @@ class Config:
     """What is curated, and where it goes."""
 
     sources: tuple[str, ...] = ()
-    """Files, globs or folders of jsonl, jsonl.gz, jsonl.zst and parquet; by default the running Python's documentation."""
+    """Files, globs or folders of jsonl, csv, tsv, text, parquet or arrow; by default the running Python's documentation."""
     name: str = "docs"
     """The snapshot becomes the next version of this dataset."""
     output: str = ""

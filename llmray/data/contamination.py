@@ -56,6 +56,11 @@ class Contamination:
         if not 0 <= self.max_share < 1:
             raise ConfigError(f"contamination.max_share ({self.max_share}) must be at least 0 and below 1: try 0.2")
 
+    @property
+    def uris(self) -> list[str]:
+        """Where the sets are."""
+        return [entry.partition("=")[2] for entry in self.sets]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalItem:

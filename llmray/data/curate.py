@@ -92,6 +92,7 @@ def curate(
     if onto is not None:
         open_index(onto.local(), config)
     stamps = [(name, uri, storage.stamp(uri)) for uri, name in zip(uris, names, strict=True)]
+    stamps += [("", uri, storage.stamp(uri)) for uri in config.contamination.uris]
     key = work_key(config, stamps, onto=onto and onto.digest, chunk_bytes=chunk_bytes)
     work = Work(uri=storage.join(work_uri or storage.join(storage.home(), "work"), key))
     with locked(work.uri):

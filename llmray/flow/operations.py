@@ -73,8 +73,8 @@ def curate(
     """Read, deduplicate and clean rows into a dataset snapshot.
 
     Args:
-        sources: URIs, globs or folders of jsonl, jsonl.gz, jsonl.zst and Parquet files; none for the documentation of
-            the Python that is running.
+        sources: URIs, globs or folders of jsonl, csv, tsv and plain text (also in gzip and zstd), Parquet, Arrow, and
+            folders that Hugging Face `datasets` saved; none for the documentation of the Python that is running.
         name: registers the snapshot as the next version of this dataset, and moves `name@latest`.
         output: URI of a folder that gets a copy of the snapshot.
         against: snapshot that is added to: its rows stay, new rows that repeat one of them go, and its text is only
@@ -92,7 +92,9 @@ def curate(
             parent = python_docs(running_python())
             sources = [f"{parent.uri}/*.jsonl.gz"]
         old = None if against is None else resolve(run.registry, against, kind="dataset")
-        made = curate_step(source_files(sources), config or CurateConfig(), parent, old)
+        config = config or CurateConfig()
+        sets = source_files(config.contamination.uris) if config.contamination.sets else []
+        made = curate_step(source_files(sources), config, parent, old, sets)
         if output is not None:
             artifacts.copy(made, output)
         return named(run, made, name)

@@ -14,10 +14,12 @@ def curate(
     config: CurateConfig,
     parent: Artifact | None = None,
     against: Artifact | None = None,
+    evaluations: Sequence[SourceFile] = (),
 ) -> Artifact:
     """A dataset snapshot of what the files hold.
 
     Args:
+        evaluations: the files of the evaluation sets that must not be in it; `config.contamination` names them.
         parent: artifact that the files belong to, for its lineage.
         against: snapshot that is added to.
     """
