@@ -14,7 +14,7 @@ def curate(
     config: CurateConfig,
     parent: Artifact | None = None,
     against: Artifact | None = None,
-    evaluations: Sequence[SourceFile] = (),
+    evaluations: Sequence[SourceFile] = (),  # noqa: ARG001  (part of the key)
 ) -> Artifact:
     """A dataset snapshot of what the files hold.
 
