@@ -28,8 +28,10 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+# What uses Ray shares one cluster, so it runs in one process.
 tests: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 -m "not ray and not serve"
+	$(BIN)/python -m pytest -m "ray or serve"
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -11,13 +11,6 @@ from llmray import cluster
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist, what uses Ray stays in one process, which has the cluster."""
-    for item in items:
-        if item.get_closest_marker("ray") or item.get_closest_marker("serve"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(autouse=True)
 def llmray_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty LLMRAY_HOME."""
