@@ -43,8 +43,8 @@ class Curation:
     files: dict[str, str]
     """SHA-256 of every file of the snapshot, reports and all."""
     report: dict[str, Any]
-    killed: int
-    """Workers that were killed."""
+    killed: list[str]
+    """Tasks whose workers were killed."""
 
 
 def near_config(threshold: float, recall: float) -> CurateConfig:
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "uri": made.uri,
         "files": _digests(made),
         "report": dict(made.report),
-        "killed": killer.stop() if killer else 0,
+        "killed": killer.stop() if killer else [],
     }
     print(MARK + json.dumps(result))
     return 0
@@ -147,7 +147,7 @@ class _Killer(threading.Thread):
 
     def __init__(self, after_s: float) -> None:
         super().__init__(daemon=True)
-        self._after_s, self._done, self._killed = after_s, threading.Event(), 0
+        self._after_s, self._done, self._killed = after_s, threading.Event(), list[str]()
 
     def run(self) -> None:
         self._done.wait(self._after_s)
@@ -155,15 +155,17 @@ class _Killer(threading.Thread):
             for child in psutil.Process(os.getpid()).children(recursive=True):
                 try:
                     name = " ".join(child.cmdline())
-                    if name.startswith("ray::") and not name.startswith(("ray::IDLE", "ray::DashboardAgent")):
+                    # A worker in a task is called `ray::task()`. Idle ones have nothing to lose, and the node's agents,
+                    # `ray::RuntimeEnvAgent` and such, take the whole node with them: that is another fault than this.
+                    if name.startswith("ray::") and name.rstrip("\0 ").endswith("()"):
                         child.kill()
-                        self._killed += 1
+                        self._killed.append(name.rstrip("\0 "))
                         break
                 except psutil.NoSuchProcess:
                     continue
             self._done.wait(0.01)
 
-    def stop(self) -> int:
+    def stop(self) -> list[str]:
         self._done.set()
         self.join()
         return self._killed
