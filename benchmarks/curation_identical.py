@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         differ = sorted(path for path in {*first.files, *made.files} if first.files.get(path) != made.files.get(path))
         tried = "kill_after_s" not in options or bool(made.killed)
         same = not differ and made.digest == first.digest and tried
+        print(f"{name}: {made.digest[:12]}, {made.run.seconds:.1f} s", file=sys.stderr, flush=True)
         rows.append(
             [
                 name,
