@@ -8,9 +8,11 @@ the whole output with its reports. `--kill-after` kills a busy Ray worker of its
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -153,22 +155,23 @@ class _Killer(threading.Thread):
         self._done.wait(self._after_s)
         while not self._done.is_set() and not self._killed:
             for child in psutil.Process(os.getpid()).children(recursive=True):
-                try:
-                    name = " ".join(child.cmdline())
-                    # A worker in a task is called `ray::task()`. Idle ones have nothing to lose, and the node's agents,
-                    # `ray::RuntimeEnvAgent` and such, take the whole node with them: that is another fault than this.
-                    if name.startswith("ray::") and name.rstrip("\0 ").endswith("()"):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    title = next(iter(child.cmdline()), "").rstrip()
+                    if title.startswith("ray::") and not _NO_TASK.match(title):
                         child.kill()
-                        self._killed.append(name.rstrip("\0 "))
+                        self._killed.append(title)
                         break
-                except psutil.NoSuchProcess:
-                    continue
             self._done.wait(0.01)
 
     def stop(self) -> list[str]:
         self._done.set()
         self.join()
         return self._killed
+
+
+_NO_TASK = re.compile(r"ray::(?:IDLE|SPILL|RESTORE|DELETE|\w*Agent\b|\w*Actor)")
+"""Titles of Ray's processes that are in no task. An idle worker has nothing to lose, and the node's agents take the whole
+node with them, which is another fault than this."""
 
 
 if __name__ == "__main__":
