@@ -169,7 +169,7 @@ class _Killer(threading.Thread):
         return self._killed
 
 
-_NO_TASK = re.compile(r"ray::(?:IDLE|SPILL|RESTORE|DELETE|\w*Agent\b|\w*Actor)")
+_NO_TASK = re.compile(r"ray::(?:IDLE|SPILL|RESTORE|DELETE|.*Agent\b|.*Actor)")
 """Titles of Ray's processes that are in no task. An idle worker has nothing to lose, and the node's agents take the whole
 node with them, which is another fault than this."""
 
