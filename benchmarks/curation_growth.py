@@ -71,6 +71,7 @@ def _measure(corpus: Path, workers: int) -> dict[str, Any]:
     about = orjson.loads((corpus / "corpus.json").read_bytes())
     with tempfile.TemporaryDirectory(prefix="growth-") as scratch:
         made = curation(sorted(corpus.glob("part-*.jsonl")), Path(scratch), num_cpus=workers, cores=2)
+        print(f"{corpus.name} GB, {workers} workers: {made.job_s:.1f} s", file=sys.stderr, flush=True)
         # Memory counts in full here: the job may not lean on the page cache of a run before.
         return {
             "corpus": corpus.name,

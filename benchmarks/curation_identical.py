@@ -46,10 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             made = curation(sources, Path(scratch), cores=None, **options)
         first = first or made
         differ = sorted(path for path in {*first.files, *made.files} if first.files.get(path) != made.files.get(path))
-        tried = "kill_after_s" not in options or made.killed > 0
+        tried = "kill_after_s" not in options or bool(made.killed)
         same = not differ and made.digest == first.digest and tried
+        print(f"{name}: {made.digest[:12]}, {made.run.seconds:.1f} s", file=sys.stderr, flush=True)
         rows.append(
-            [name, made.digest[:12], "yes" if same else "NO", len(made.files), made.killed, f"{made.run.seconds:.1f}"]
+            [
+                name,
+                made.digest[:12],
+                "yes" if same else "NO",
+                len(made.files),
+                ", ".join(made.killed),
+                f"{made.run.seconds:.1f}",
+            ]
         )
         measures.append(
             {"variation": name, "identical": same, "files_that_differ": differ, "killed": made.killed, **brief(made)}

@@ -8,9 +8,11 @@ the whole output with its reports. `--kill-after` kills a busy Ray worker of its
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -44,8 +46,8 @@ class Curation:
     files: dict[str, str]
     """SHA-256 of every file of the snapshot, reports and all."""
     report: dict[str, Any]
-    killed: int
-    """Workers that were killed."""
+    killed: list[str]
+    """Tasks whose workers were killed."""
 
 
 def near_config(threshold: float, recall: float) -> CurateConfig:
@@ -132,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "uri": made.uri,
         "files": _digests(made),
         "report": dict(made.report),
-        "killed": killer.stop() if killer else 0,
+        "killed": killer.stop() if killer else [],
     }
     print(MARK + json.dumps(result))
     return 0
@@ -149,26 +151,29 @@ class _Killer(threading.Thread):
 
     def __init__(self, after_s: float) -> None:
         super().__init__(daemon=True)
-        self._after_s, self._done, self._killed = after_s, threading.Event(), 0
+        self._after_s, self._done, self._killed = after_s, threading.Event(), list[str]()
 
     def run(self) -> None:
         self._done.wait(self._after_s)
         while not self._done.is_set() and not self._killed:
             for child in psutil.Process(os.getpid()).children(recursive=True):
-                try:
-                    name = " ".join(child.cmdline())
-                    if name.startswith("ray::") and not name.startswith(("ray::IDLE", "ray::DashboardAgent")):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    title = next(iter(child.cmdline()), "").rstrip()
+                    if title.startswith("ray::") and not _NO_TASK.match(title):
                         child.kill()
-                        self._killed += 1
+                        self._killed.append(title)
                         break
-                except psutil.NoSuchProcess:
-                    continue
             self._done.wait(0.01)
 
-    def stop(self) -> int:
+    def stop(self) -> list[str]:
         self._done.set()
         self.join()
         return self._killed
+
+
+_NO_TASK = re.compile(r"ray::(?:IDLE|SPILL|RESTORE|DELETE|.*Agent\b|.*Actor)")
+"""Titles of Ray's processes that are in no task. An idle worker has nothing to lose, and the node's agents take the whole
+node with them, which is another fault than this."""
 
 
 if __name__ == "__main__":

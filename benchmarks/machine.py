@@ -5,11 +5,14 @@ divides a page by the processes that map it, so shared libraries and Ray's objec
 them once a process and is given beside it. Rejected: `resource.getrusage` (one process only, never their sum).
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
+import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -68,17 +71,23 @@ class Run:
 
 
 def measured(
-    command: Sequence[str], *, env: Mapping[str, str] | None = None, cores: int | None = None, every_s: float = 0.5
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cores: int | None = None,
+    every_s: float = 0.5,
+    limit_s: float = 7200,
 ) -> Run:
-    """Run a command on the first `cores` usable cores and watch the memory of its tree.
+    """Run a command on the first `cores` usable cores and watch the memory of its tree, which ends with this process.
 
     Raises:
-        RuntimeError: it failed; the text holds the end of what it said.
+        RuntimeError: it failed, or took longer than `limit_s`; the text holds the end of what it said.
     """
-    usable = sorted(os.sched_getaffinity(0))[:cores]
+    usable = ",".join(map(str, sorted(os.sched_getaffinity(0))[:cores]))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.perf_counter()
     process = subprocess.Popen(  # noqa: S603
-        ["taskset", "-c", ",".join(map(str, usable)), *command],  # noqa: S607
+        ["taskset", "-c", usable, *command],  # noqa: S607
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -86,13 +95,18 @@ def measured(
     )
     watch = _Watch(process.pid, every_s)
     watch.start()
-    output, errors = process.communicate()
-    seconds = time.perf_counter() - began
-    watch.stop()
+    try:
+        output, errors = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{' '.join(command[:3])} … has not ended after {limit_s:,.0f} s") from error
+    finally:
+        seconds = time.perf_counter() - began
+        watch.stop()
+        if process.poll() is None:
+            _end(process.pid)
     if process.returncode:
-        raise RuntimeError(
-            f"{' '.join(command[:3])} … exited with {process.returncode}:\n{output[-2000:]}\n{errors[-4000:]}"
-        )
+        said = f"{output[-2000:]}\n{errors[-4000:]}"
+        raise RuntimeError(f"{' '.join(command[:3])} … exited with {process.returncode}:\n{said}")
     return Run(
         seconds=seconds,
         peak_pss_bytes=watch.pss,
@@ -101,6 +115,13 @@ def measured(
         samples=watch.samples,
         output=output,
     )
+
+
+def _end(pid: int) -> None:
+    """Kill a process of ours and its descendants: an interrupted benchmark must leave no cluster behind."""
+    for one in tree(pid)[::-1]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
 
 
 class _Watch(threading.Thread):
