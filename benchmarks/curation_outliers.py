@@ -23,6 +23,7 @@ import base64
 import gzip
 import hashlib
 import json
+import os
 import platform
 import re
 import subprocess
@@ -34,7 +35,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,7 @@ from llmray.data.rules import Outliers, build, judge
 
 KINDS = ("mojibake", "base64", "token loop", "wrong language", "link spam", "shuffled words", "off-topic")
 MADS = 5.0
+COMMENTS = ('.\\"', "'\\\"", "\\#")
 Scores = dict[str, NDArray[np.float64]]
 
 
@@ -69,17 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{clean:,} documents, {len(texts) - clean:,} outliers of {len(KINDS)} kinds; {processor()}")
     values, axes, seconds, vectors_NK = measured(texts)
     scores = {name: distance(values[name], axes[name]) for name in values}
+    scores["single texts"] = np.max([scores[name] for name in BUILT_IN], axis=0)
+    scores["union"] = np.max(list(scores.values()), axis=0)
     false_drops = {name: float(np.mean(score[:clean] > MADS)) for name, score in scores.items()}
-    union = np.max(list(scores.values()), axis=0)
-    learned_alone = np.max([scores[name] for name in BUILT_IN], axis=0)
-    scores |= {"single texts": learned_alone, "union": union}
-    false_drops |= {name: float(np.mean(scores[name][:clean] > MADS)) for name in ("single texts", "union")}
+    recalls = {
+        name: {kind: float(np.mean(score[kind_N == kind] > MADS)) for kind in KINDS} for name, score in scores.items()
+    }
     if args.peers:
         scores |= peers(args.peers, values, vectors_NK)
     table = {
         name: {kind: quality(score, kind_N == "", kind_N == kind) for kind in KINDS} for name, score in scores.items()
     }
-    show(table, false_drops, seconds, len(texts))
+    show(table, recalls, false_drops)
+    print("\nprocessor µs a text: " + ", ".join(f"{name} {1e6 * s / len(texts):.0f}" for name, s in seconds.items()))
     result = {
         "claim": (__doc__ or "").splitlines()[0].removeprefix("Claim: "),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -90,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "mads": MADS,
         "false_drops_at_mads": false_drops,
         "cpu_us_a_text": {name: 1e6 * spent / len(texts) for name, spent in seconds.items()},
+        "recall_at_mads": recalls,
         "quality": table,
     }
     args.results.mkdir(parents=True, exist_ok=True)
@@ -149,9 +153,8 @@ def manual_pages(folder: Path) -> Iterator[str]:
     """Translated manual pages, their markup taken away."""
     for path in sorted(folder.glob("*/man*/*.gz")):
         source = gzip.decompress(path.read_bytes()).decode("utf-8", "replace")
-        lines = [line for line in source.splitlines() if not line.startswith(('.\\"', "'\\\"", "'\\"))]
-        text = "\n".join(re.sub(r"^\.\w+ ?", "", line) for line in lines)
-        yield re.sub(r"\\f.|\\s[+-]?\d|\\\(..|\\&|\$f.P?|\\", "", text)
+        lines = [re.sub(r"^[.']\w+ ?", "", line) for line in source.splitlines() if not line.startswith(COMMENTS)]
+        yield re.sub(r"\\f\[\w*\]|\\f.|\\s[+-]?\d|\\\(..|\\\[\w+\]|\\&|\\", "", "\n".join(lines))
 
 
 def piece(text: str, length: int, generator: np.random.Generator) -> str:
@@ -164,7 +167,8 @@ def mojibake(text: str, foreign: Sequence[str], generator: np.random.Generator) 
     """What a wrong encoding makes of a text."""
     if generator.random() < 0.5:
         return text.encode("utf-8")[: len(text) // 2 * 2].decode("utf-16-le", "replace")
-    other = piece(foreign[generator.integers(len(foreign))], len(text), generator)
+    far = [page for page in foreign if sum(not character.isascii() for character in page) > len(page) / 5]
+    other = piece(far[generator.integers(len(far))], len(text), generator)
     return other.encode("utf-8").decode("latin-1")[: len(text)]
 
 
@@ -184,7 +188,7 @@ def loop(text: str, generator: np.random.Generator) -> str:
 
 def spam(text: str, generator: np.random.Generator) -> str:
     """A page that lives on its links."""
-    words = [word for word in re.findall(r"[a-z]{4,9}", text)] or ["page"]
+    words = re.findall(r"[a-z]{4,9}", text) or ["page"]
     lines = [text[: len(text) // 4]]
     while sum(map(len, lines)) < len(text):
         one, two, three = generator.choice(words, 3)
@@ -217,7 +221,7 @@ def measured(texts: Sequence[str]) -> tuple[Scores, dict[str, Axis], dict[str, f
 
 def distance(values: NDArray[np.float64], axis: Axis) -> NDArray[np.float64]:
     """Scales from the middle on the side that counts; a measure that says nothing calls a text usual."""
-    found = robust.usual(values, log=axis.log)
+    found = robust.usual(values, transform=axis.transform)
     return np.zeros(len(values)) if found is None else np.nan_to_num(found.distance(values, axis.side), nan=0.0)
 
 
@@ -226,7 +230,7 @@ def peers(interpreter: str, values: Mapping[str, NDArray[np.float64]], vectors_N
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "in.npz", values=np.stack(list(values.values()), axis=1), vectors=vectors_NK)
         script = Path(__file__).with_name("curation_outliers_peers.py")
-        subprocess.run([interpreter, str(script), folder], check=True)
+        subprocess.run([interpreter, str(script), folder], check=True)  # noqa: S603 (our own script)
         with np.load(Path(folder) / "out.npz") as found:
             return {name: found[name] for name in found.files}
 
@@ -246,17 +250,17 @@ def quality(score: NDArray[np.float64], clean: NDArray[np.bool_], wanted: NDArra
 
 def show(
     table: Mapping[str, Mapping[str, Mapping[str, float]]],
+    recalls: Mapping[str, Mapping[str, float]],
     false_drops: Mapping[str, float],
-    seconds: Mapping[str, float],
-    num_texts: int,
 ) -> None:
     """Print what was measured."""
     for what, title in (("auprc", "AUPRC"), ("recall_at_1pct", "recall at 1% false drops")):
-        print(f"\n{title:24}" + "".join(f"{kind:>16}" for kind in KINDS))
+        print(f"\n{title:28}" + "".join(f"{kind:>16}" for kind in KINDS))
         for name, row in table.items():
-            print(f"{name:24}" + "".join(f"{row[kind][what]:16.3f}" for kind in KINDS))
-    print(f"\nfalse drops at {MADS:g} MADs: " + ", ".join(f"{name} {share:.2%}" for name, share in false_drops.items()))
-    print("processor µs a text: " + ", ".join(f"{name} {1e6 * s / num_texts:.0f}" for name, s in seconds.items()))
+            print(f"{name:28}" + "".join(f"{row[kind][what]:16.3f}" for kind in KINDS))
+    print(f"\n{f'recall at {MADS:g} MADs (false drops)':28}" + "".join(f"{kind:>16}" for kind in KINDS))
+    for name, row in recalls.items():
+        print(f"{name:19} ({false_drops[name]:6.2%})" + "".join(f"{row[kind]:16.3f}" for kind in KINDS))
 
 
 def processor() -> str:
@@ -264,8 +268,6 @@ def processor() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     name = found[1].strip() if found else platform.processor() or platform.machine()
-    import os
-
     return f"{name}, {os.cpu_count()} cores"
 
 
