@@ -71,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     values, axes, seconds, vectors_NK = measured(texts)
     scores = {name: distance(values[name], axes[name]) for name in values}
     scores["single texts"] = np.max([scores[name] for name in BUILT_IN], axis=0)
-    scores["union"] = np.max(list(scores.values()), axis=0)
-    false_drops = {name: float(np.mean(score[:clean] > MADS)) for name, score in scores.items()}
+    scores["union"] = np.max([scores[name] for name in axes], axis=0)
+    false_drops = {name: float(np.mean(score[:clean] > 1)) for name, score in scores.items()}
     recalls = {
-        name: {kind: float(np.mean(score[kind_N == kind] > MADS)) for kind in KINDS} for name, score in scores.items()
+        name: {kind: float(np.mean(score[kind_N == kind] > 1)) for kind in KINDS} for name, score in scores.items()
     }
     if args.peers:
         scores |= peers(args.peers, values, vectors_NK)
@@ -90,10 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python": platform.python_version(),
         "documents": clean,
         "outliers_of_each_kind": round(args.share * clean),
-        "mads": MADS,
-        "false_drops_at_mads": false_drops,
+        "mads": {name: axis.mads for name, axis in axes.items()},
+        "false_drops_at_limits": false_drops,
         "cpu_us_a_text": {name: 1e6 * spent / len(texts) for name, spent in seconds.items()},
-        "recall_at_mads": recalls,
+        "recall_at_limits": recalls,
         "quality": table,
     }
     args.results.mkdir(parents=True, exist_ok=True)
@@ -220,9 +220,11 @@ def measured(texts: Sequence[str]) -> tuple[Scores, dict[str, Axis], dict[str, f
 
 
 def distance(values: NDArray[np.float64], axis: Axis) -> NDArray[np.float64]:
-    """Scales from the middle on the side that counts; a measure that says nothing calls a text usual."""
+    """How far a value lies from the middle, 1 at the limit; a measure that says nothing calls a text usual."""
     found = robust.usual(values, transform=axis.transform)
-    return np.zeros(len(values)) if found is None else np.nan_to_num(found.distance(values, axis.side), nan=0.0)
+    if found is None:
+        return np.zeros(len(values))
+    return np.nan_to_num(found.distance(values, axis.side) / axis.mads, nan=0.0)
 
 
 def peers(interpreter: str, values: Mapping[str, NDArray[np.float64]], vectors_NK: NDArray[np.float32]) -> Scores:
@@ -258,7 +260,7 @@ def show(
         print(f"\n{title:28}" + "".join(f"{kind:>16}" for kind in KINDS))
         for name, row in table.items():
             print(f"{name:28}" + "".join(f"{row[kind][what]:16.3f}" for kind in KINDS))
-    print(f"\n{f'recall at {MADS:g} MADs (false drops)':28}" + "".join(f"{kind:>16}" for kind in KINDS))
+    print(f"\n{'recall at limits (false)':28}" + "".join(f"{kind:>16}" for kind in KINDS))
     for name, row in recalls.items():
         print(f"{name:19} ({false_drops[name]:6.2%})" + "".join(f"{row[kind]:16.3f}" for kind in KINDS))
 

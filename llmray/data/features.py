@@ -143,6 +143,12 @@ def mean_word_length(text: str) -> float:
     return _share(sum(counted.classes) - counted.classes[_SPACE], counted.num_words)
 
 
+def link_share(text: str) -> float:
+    """Links by words: what has `://` or `www.` in it is one."""
+    links = text.count("://") + text.count("www.") - text.count("://www.")
+    return _share(links, _count(text).num_words)
+
+
 def type_token(text: str) -> float:
     """How much of the text are new words: log distinct / log all (Herdan's C, 1960), NaN below `MIN_WORDS` words.
 
@@ -198,6 +204,7 @@ BUILT_IN = {
         ),
         Learned(name="space_share", measure=space_share, transform="root", why="white space among the characters"),
         Learned(name="mean_word_length", measure=mean_word_length, transform="log", why="characters of a word"),
+        Learned(name="link_share", measure=link_share, side="high", transform="root", why="links by words"),
         Learned(name="type_token", measure=type_token, side="low", why="log distinct words by log words"),
         Learned(name="compression", measure=compression, why="bytes left by DEFLATE"),
         Learned(name="entropy", measure=entropy, why="bits a character"),

@@ -135,12 +135,13 @@ class WordOrder:
     """Documents that pairs are learned from."""
     max_words: int = 1000
     """Words of each that are."""
-    mads: float = 5.0
-    """Scaled MADs below the median from which on the order of words is strange."""
+    mads: float = 2.5
+    """Scaled MADs below the median from which on the order of words is strange. Scores end where order tells nothing,
+    some three MADs below that of documentation: 2.5 loses 0.4% of it and finds 79% of texts whose words were shuffled."""
 
     def __post_init__(self) -> None:
         if self.mads <= 0:
-            raise ConfigError(f"word_order.mads ({self.mads}) must be above 0: try 5")
+            raise ConfigError(f"word_order.mads ({self.mads}) must be above 0: try 2.5")
         if self.sample < 1 or self.max_words < 2:
             raise ConfigError(
                 "word_order.sample must be 1 or more and word_order.max_words 2 or more: try 20000 and 1000"

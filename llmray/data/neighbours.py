@@ -3,11 +3,12 @@
 By default a text is a bag of hashed words, weighted by TF-IDF, at length one, and projected on the strongest directions
 of a sample (latent semantic analysis; Deerwester et al. 1990), which needs no model and no download. What a text has in
 common with none of these directions is lost, and with it the text's likeness to any other: so the projection is not
-stretched to length one again. Or any embedder makes the vectors (see `embedding`). The score is the cosine distance to
-the k-th nearest text of the sample (Ramaswamy, Rastogi and Shim 2000), the text itself left out, where k is a share of
-the sample: with the k = 5 of the textbooks a hundred copies of one kind of junk keep one another company. On the seven
-kinds of `benchmarks/curation_outliers.py` that and the stretching are the difference between finding nothing and finding
-base64, mojibake and other languages. Rejected: the distance to the mean (calls every rare but usual topic strange), and
+stretched to length one again. Or any embedder makes the vectors (see `embedding`). The score is the distance to the k-th
+nearest text of the sample (Ramaswamy, Rastogi and Shim 2000), the text itself left out, where k is a share of the
+sample: with the k = 5 of the textbooks a hundred texts of one kind of junk keep one another company. In
+`benchmarks/curation_outliers.py` that and the stretching are the difference between finding nothing and finding base64,
+mojibake and other languages. The distance is -log of the cosine, which grows alike from each halving: 1 - cosine ends
+at 1, some three MADs above its median, and no learned limit lies below its end. Rejected: the distance to the mean (calls every rare but usual topic strange), and
 isolation forests on embeddings (every axis alone says little).
 
 The same bits come out however texts are cut into batches: a text's projection sums its own words in their order, its
@@ -37,6 +38,8 @@ _BUCKETS = 1 << 16
 _OVERSAMPLED = 10
 """Directions followed beyond those that are kept (Halko, Martinsson and Tropp 2011, 4.2)."""
 _ROUNDS = 6
+_LEAST = 1e-4
+"""Cosines below this are grid noise: the distance of what has nothing in common is 9.2."""
 _BLOCK = 256
 """Texts compared with the sample at once: some 20 MB of similarities."""
 
@@ -57,7 +60,7 @@ class Neighbourhood:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingOutliers:
-    """Cosine distance to the k-th nearest text of a sample; NaN for a text without words."""
+    """-log of the cosine to the k-th nearest text of a sample; NaN for a text without words."""
 
     embedding: str = TFIDF
     """`tfidf`, `minilm`, the folder of a sentence-transformers model, or `module:attribute` from texts to an array."""
@@ -113,7 +116,7 @@ class EmbeddingOutliers:
         return Neighbourhood(keys=merged.keys, vectors=vectors_SK, idf=idf_V, directions=directions_VK)
 
     def score(self, texts: Sequence[str], ids: Sequence[bytes], model: Neighbourhood) -> NDArray[np.float64]:
-        """Distances in [0, 2]; NaN for a text without words, and for all where the sample is too small [N]."""
+        """Distances in [0, 9.21]; NaN for a text without words, and for all where the sample is too small [N]."""
         codes, offsets_N1 = self._encode(texts)
         if model.idf is None or model.directions is None:
             vectors_NK = _stacked(codes, len(texts))
@@ -140,7 +143,7 @@ def _stacked(codes: Codes, num: int) -> Vectors:
 
 
 def _distances(vectors_NK: Vectors, places_N: I64, sample_SK: Vectors, nearest: int) -> NDArray[np.float64]:
-    """Cosine distance of each text to the `nearest`-th of the sample, itself left out [N]."""
+    """Distance of each text to the `nearest`-th of the sample, itself left out [N]."""
     distances_N = np.full(len(vectors_NK), np.nan)
     if len(sample_SK) <= nearest:
         return distances_N
@@ -151,8 +154,8 @@ def _distances(vectors_NK: Vectors, places_N: I64, sample_SK: Vectors, nearest: 
         inside = np.flatnonzero(places_N[block] >= 0)
         product_NS[inside, places_N[block][inside]] = -np.inf
         product_N = np.partition(product_NS, -nearest, axis=1)[:, -nearest].astype(np.float64)
-        # The grid makes some vectors a little longer than one.
-        distances_N[block] = np.clip(1.0 - product_N / GRID**2, 0.0, 2.0)
+        # The grid makes some vectors a little longer than one; rounding keeps the last bit of a logarithm out of it.
+        distances_N[block] = np.round(-np.log(np.clip(product_N / GRID**2, _LEAST, 1.0)), 9) + 0.0
     return distances_N
 
 

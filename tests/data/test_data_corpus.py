@@ -186,7 +186,7 @@ def test_distances_against_a_direct_computation() -> None:
     unit = lengths(texts) / np.linalg.norm(lengths(texts), axis=1, keepdims=True)
     cosine = unit @ unit.T
     np.fill_diagonal(cosine, -1)
-    assert [found[text] for text in texts] == pytest.approx(1 - np.sort(cosine, axis=1)[:, -2], abs=5e-4)
+    assert [found[text] for text in texts] == pytest.approx(-np.log(np.sort(cosine, axis=1)[:, -2]), abs=5e-4)
 
 
 def test_the_projection_keeps_the_strongest_directions() -> None:
@@ -204,10 +204,17 @@ def test_the_projection_keeps_the_strongest_directions() -> None:
     assert (found_vk[np.abs(found_vk).argmax(axis=0), np.arange(5)] > 0).all()
 
 
+def test_what_has_nothing_in_common_is_as_far_as_can_be() -> None:
+    texts = texts_of(300)
+    measure = EmbeddingOutliers(dims=16)
+    model = measure.fit([measure.survey(texts, ids_of(texts))])
+    assert measure.score(["zxqv wvut", ""], [b"a", b"b"], model) == pytest.approx([-np.log(1e-4), np.nan], nan_ok=True)
+
+
 def test_more_directions_than_the_corpus_has_are_zeros() -> None:
     texts = ["one two", "one three", "two three", "three one", "two one"]
     found = scores(EmbeddingOutliers(dims=64, sample=10), texts, [])
-    assert all(0 <= value <= 1 for value in found.values())
+    assert all(0 <= value < 1 for value in found.values())
     assert all(np.isnan(value) for value in scores(EmbeddingOutliers(), texts[:1], []).values())
 
 
@@ -238,7 +245,7 @@ def test_a_sample_is_the_smallest_keys_each_once() -> None:
     [
         (lambda: Unigram(mads=0), "try 5"),
         (lambda: WordOrder(sample=0), "try 20000"),
-        (lambda: WordOrder(mads=-1), "try 5"),
+        (lambda: WordOrder(mads=-1), "try 2.5"),
         (lambda: EmbeddingOutliers(group=1), "try 0.02"),
         (lambda: EmbeddingOutliers(dims=0), "1 or more"),
         (lambda: EmbeddingOutliers(mads=0), "try 5"),
