@@ -23,6 +23,7 @@ import base64
 import gzip
 import hashlib
 import json
+import os
 import platform
 import re
 import subprocess
@@ -49,6 +50,7 @@ from llmray.data.rules import Outliers, build, judge
 
 KINDS = ("mojibake", "base64", "token loop", "wrong language", "link spam", "shuffled words", "off-topic")
 MADS = 5.0
+COMMENTS = ('.\\"', "'\\\"", "\\#")
 Scores = dict[str, NDArray[np.float64]]
 
 
@@ -68,17 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{clean:,} documents, {len(texts) - clean:,} outliers of {len(KINDS)} kinds; {processor()}")
     values, axes, seconds, vectors_NK = measured(texts)
     scores = {name: distance(values[name], axes[name]) for name in values}
-    false_drops = {name: float(np.mean(score[:clean] > MADS)) for name, score in scores.items()}
-    union = np.max(list(scores.values()), axis=0)
-    learned_alone = np.max([scores[name] for name in BUILT_IN], axis=0)
-    scores |= {"single texts": learned_alone, "union": union}
-    false_drops |= {name: float(np.mean(scores[name][:clean] > MADS)) for name in ("single texts", "union")}
+    scores["single texts"] = np.max([scores[name] for name in BUILT_IN], axis=0)
+    scores["union"] = np.max([scores[name] for name in axes], axis=0)
+    false_drops = {name: float(np.mean(score[:clean] > 1)) for name, score in scores.items()}
+    recalls = {
+        name: {kind: float(np.mean(score[kind_N == kind] > 1)) for kind in KINDS} for name, score in scores.items()
+    }
     if args.peers:
         scores |= peers(args.peers, values, vectors_NK)
     table = {
         name: {kind: quality(score, kind_N == "", kind_N == kind) for kind in KINDS} for name, score in scores.items()
     }
-    show(table, false_drops, seconds, len(texts))
+    show(table, recalls, false_drops)
+    print("\nprocessor µs a text: " + ", ".join(f"{name} {1e6 * s / len(texts):.0f}" for name, s in seconds.items()))
     result = {
         "claim": (__doc__ or "").splitlines()[0].removeprefix("Claim: "),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -86,9 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python": platform.python_version(),
         "documents": clean,
         "outliers_of_each_kind": round(args.share * clean),
-        "mads": MADS,
-        "false_drops_at_mads": false_drops,
+        "mads": {name: axis.mads for name, axis in axes.items()},
+        "false_drops_at_limits": false_drops,
         "cpu_us_a_text": {name: 1e6 * spent / len(texts) for name, spent in seconds.items()},
+        "recall_at_limits": recalls,
         "quality": table,
     }
     args.results.mkdir(parents=True, exist_ok=True)
@@ -148,9 +153,8 @@ def manual_pages(folder: Path) -> Iterator[str]:
     """Translated manual pages, their markup taken away."""
     for path in sorted(folder.glob("*/man*/*.gz")):
         source = gzip.decompress(path.read_bytes()).decode("utf-8", "replace")
-        lines = [line for line in source.splitlines() if not line.startswith(('.\\"', "'\\\"", "'\\"))]
-        text = "\n".join(re.sub(r"^\.\w+ ?", "", line) for line in lines)
-        yield re.sub(r"\\f.|\\s[+-]?\d|\\\(..|\\&|\$f.P?|\\", "", text)
+        lines = [re.sub(r"^[.']\w+ ?", "", line) for line in source.splitlines() if not line.startswith(COMMENTS)]
+        yield re.sub(r"\\f\[\w*\]|\\f.|\\s[+-]?\d|\\\(..|\\\[\w+\]|\\&|\\", "", "\n".join(lines))
 
 
 def piece(text: str, length: int, generator: np.random.Generator) -> str:
@@ -163,7 +167,8 @@ def mojibake(text: str, foreign: Sequence[str], generator: np.random.Generator) 
     """What a wrong encoding makes of a text."""
     if generator.random() < 0.5:
         return text.encode("utf-8")[: len(text) // 2 * 2].decode("utf-16-le", "replace")
-    other = piece(foreign[generator.integers(len(foreign))], len(text), generator)
+    far = [page for page in foreign if sum(not character.isascii() for character in page) > len(page) / 5]
+    other = piece(far[generator.integers(len(far))], len(text), generator)
     return other.encode("utf-8").decode("latin-1")[: len(text)]
 
 
@@ -215,9 +220,11 @@ def measured(texts: Sequence[str]) -> tuple[Scores, dict[str, Axis], dict[str, f
 
 
 def distance(values: NDArray[np.float64], axis: Axis) -> NDArray[np.float64]:
-    """Scales from the middle on the side that counts; a measure that says nothing calls a text usual."""
-    found = robust.usual(values, log=axis.log)
-    return np.zeros(len(values)) if found is None else np.nan_to_num(found.distance(values, axis.side), nan=0.0)
+    """How far a value lies from the middle, 1 at the limit; a measure that says nothing calls a text usual."""
+    found = robust.usual(values, transform=axis.transform)
+    if found is None:
+        return np.zeros(len(values))
+    return np.nan_to_num(found.distance(values, axis.side) / axis.mads, nan=0.0)
 
 
 def peers(interpreter: str, values: Mapping[str, NDArray[np.float64]], vectors_NK: NDArray[np.float32]) -> Scores:
@@ -225,7 +232,7 @@ def peers(interpreter: str, values: Mapping[str, NDArray[np.float64]], vectors_N
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "in.npz", values=np.stack(list(values.values()), axis=1), vectors=vectors_NK)
         script = Path(__file__).with_name("curation_outliers_peers.py")
-        subprocess.run([interpreter, str(script), folder], check=True)  # noqa: S603
+        subprocess.run([interpreter, str(script), folder], check=True)  # noqa: S603 (our own script)
         with np.load(Path(folder) / "out.npz") as found:
             return {name: found[name] for name in found.files}
 
@@ -245,17 +252,17 @@ def quality(score: NDArray[np.float64], clean: NDArray[np.bool_], wanted: NDArra
 
 def show(
     table: Mapping[str, Mapping[str, Mapping[str, float]]],
+    recalls: Mapping[str, Mapping[str, float]],
     false_drops: Mapping[str, float],
-    seconds: Mapping[str, float],
-    num_texts: int,
 ) -> None:
     """Print what was measured."""
     for what, title in (("auprc", "AUPRC"), ("recall_at_1pct", "recall at 1% false drops")):
-        print(f"\n{title:24}" + "".join(f"{kind:>16}" for kind in KINDS))
+        print(f"\n{title:28}" + "".join(f"{kind:>16}" for kind in KINDS))
         for name, row in table.items():
-            print(f"{name:24}" + "".join(f"{row[kind][what]:16.3f}" for kind in KINDS))
-    print(f"\nfalse drops at {MADS:g} MADs: " + ", ".join(f"{name} {share:.2%}" for name, share in false_drops.items()))
-    print("processor µs a text: " + ", ".join(f"{name} {1e6 * s / num_texts:.0f}" for name, s in seconds.items()))
+            print(f"{name:28}" + "".join(f"{row[kind][what]:16.3f}" for kind in KINDS))
+    print(f"\n{'recall at limits (false)':28}" + "".join(f"{kind:>16}" for kind in KINDS))
+    for name, row in recalls.items():
+        print(f"{name:19} ({false_drops[name]:6.2%})" + "".join(f"{row[kind]:16.3f}" for kind in KINDS))
 
 
 def processor() -> str:
@@ -263,8 +270,6 @@ def processor() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     name = found[1].strip() if found else platform.processor() or platform.machine()
-    import os
-
     return f"{name}, {os.cpu_count()} cores"
 
 

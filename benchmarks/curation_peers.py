@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--without", nargs="*", default=[], choices=["llmray", *TARGETS], help="left out of this run")
     args = parser.parse_args(argv)
     config = near_config(args.threshold, args.recall)
-    banding, words = config.dedup.banding(), config.dedup.shingle_words
+    banding, words = config.dedup.banding(), config.dedup.shingling.size
     measures: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(prefix="peers-") as folder:
         scratch = Path(folder)

@@ -95,7 +95,7 @@ def labelled(corpus: Path, names: set[str]) -> list[dict[str, Any]]:
 def s_curve(pairs: Sequence[dict[str, Any]], files: Sequence[Path], args: argparse.Namespace) -> list[dict[str, Any]]:
     """How many pairs of each bin share a band, and how many should."""
     config = near_config(args.threshold, args.recall)
-    banding, words = config.dedup.banding(), config.dedup.shingle_words
+    banding, words = config.dedup.banding(), config.dedup.shingling.size
     wanted = sorted({_end(pair, side) for pair in pairs for side in "ab"})
     texts = read_rows(files, wanted)
     number = {row: at for at, row in enumerate(wanted)}
@@ -131,9 +131,7 @@ def s_curve(pairs: Sequence[dict[str, Any]], files: Sequence[Path], args: argpar
 
 def band_names(texts: Sequence[str], banding: Banding, words: int, seed: int) -> NDArray[np.uint64]:
     """Bucket names of texts, as curation makes them [D, N]."""
-    shingles_S, offsets_D1 = minhash.shingle(texts, words, distinct=False)
-    signatures_DK = minhash.signatures(shingles_S, offsets_D1, banding.num_hashes, seed)
-    return minhash.band_hashes(signatures_DK, banding)
+    return minhash.sketch(texts, minhash.Shingling(size=words), banding, seed)[0]
 
 
 def clopper_pearson(found: int, count: int, level: float) -> tuple[float, float]:

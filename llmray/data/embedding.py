@@ -100,12 +100,16 @@ def embed(embedder: Embed, texts: Sequence[str]) -> Vectors:
 
 
 def snap(vectors_ND: NDArray[Any]) -> Vectors:
-    """Vectors at length one in steps of 1/4000, as whole numbers of steps; a vector of length zero stays zero."""
-    assert vectors_ND.shape[1] <= MAX_DIMS, "more dimensions than float32 sums exactly"
+    """Vectors at length one, on the grid; a vector of length zero stays zero."""
     exact_ND = np.ascontiguousarray(vectors_ND, np.float64)
     length_N1 = np.sqrt(np.square(exact_ND).sum(axis=1, keepdims=True))
-    unit_ND = np.divide(exact_ND, length_N1, out=np.zeros_like(exact_ND), where=length_N1 > 0)
-    return np.rint(unit_ND * GRID).astype(np.float32)
+    return on_grid(np.divide(exact_ND, length_N1, out=np.zeros_like(exact_ND), where=length_N1 > 0))
+
+
+def on_grid(vectors_ND: NDArray[np.float64]) -> Vectors:
+    """Vectors of length one at most in steps of 1/4000, as whole numbers of steps."""
+    assert vectors_ND.shape[1] <= MAX_DIMS, "more dimensions than float32 sums exactly"
+    return np.rint(vectors_ND * GRID).astype(np.float32)
 
 
 def lengths(snapped_ND: Vectors) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from functools import cache, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from llmray.data.robust import MIN_VALUES, Axis, Side
+from llmray.data.robust import MIN_VALUES, Axis, Side, Transform
 from llmray.errors import ConfigError
 
 MIN_WORDS = 20
@@ -39,8 +39,8 @@ class Learned:
     """The value for a text; NaN where the measure does not apply."""
     side: Side = "both"
     """Which values can be unusual."""
-    log: bool = False
-    """Whether the measure grows by factors: limits are then learned on the axis log(1 + value)."""
+    transform: Transform = "linear"
+    """The axis on which usual values lie evenly about their middle."""
     mads: float | None = None
     """Scaled MADs from the median to a limit; None for the configured number."""
     why: str = ""
@@ -48,7 +48,7 @@ class Learned:
 
     def axis(self, mads: float) -> Axis:
         """How its limits are learned, where the configuration says `mads`."""
-        return Axis(mads=self.mads or mads, side=self.side, log=self.log)
+        return Axis(mads=self.mads or mads, side=self.side, transform=self.transform)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +143,12 @@ def mean_word_length(text: str) -> float:
     return _share(sum(counted.classes) - counted.classes[_SPACE], counted.num_words)
 
 
+def link_share(text: str) -> float:
+    """Links by words: what has `://` or `www.` in it is one."""
+    links = text.count("://") + text.count("www.") - text.count("://www.")
+    return _share(links, _count(text).num_words)
+
+
 def type_token(text: str) -> float:
     """How much of the text are new words: log distinct / log all (Herdan's C, 1960), NaN below `MIN_WORDS` words.
 
@@ -178,12 +184,27 @@ def entropy(text: str) -> float:
 BUILT_IN = {
     learned.name: learned
     for learned in (
-        Learned(name="length", measure=length, log=True, why="characters"),
-        Learned(name="symbol_share", measure=symbol_share, side="high", why="symbols among the visible characters"),
-        Learned(name="digit_share", measure=digit_share, side="high", why="digits among the visible characters"),
-        Learned(name="upper_share", measure=upper_share, side="high", why="capitals among the letters"),
-        Learned(name="space_share", measure=space_share, why="white space among the characters"),
-        Learned(name="mean_word_length", measure=mean_word_length, log=True, why="characters of a word"),
+        Learned(name="length", measure=length, transform="log", why="characters"),
+        Learned(
+            name="symbol_share",
+            measure=symbol_share,
+            side="high",
+            transform="root",
+            why="symbols among the visible characters",
+        ),
+        Learned(
+            name="digit_share",
+            measure=digit_share,
+            side="high",
+            transform="root",
+            why="digits among the visible characters",
+        ),
+        Learned(
+            name="upper_share", measure=upper_share, side="high", transform="root", why="capitals among the letters"
+        ),
+        Learned(name="space_share", measure=space_share, transform="root", why="white space among the characters"),
+        Learned(name="mean_word_length", measure=mean_word_length, transform="log", why="characters of a word"),
+        Learned(name="link_share", measure=link_share, side="high", transform="root", why="links by words"),
         Learned(name="type_token", measure=type_token, side="low", why="log distinct words by log words"),
         Learned(name="compression", measure=compression, why="bytes left by DEFLATE"),
         Learned(name="entropy", measure=entropy, why="bits a character"),

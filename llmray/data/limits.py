@@ -104,7 +104,7 @@ def learn_limits(
             limits[name][kind] = known.get(name, {}).get(kind) or robust.limits(
                 values[name][rows & sound_R],
                 axis.mads,
-                log=axis.log,
+                transform=axis.transform,
                 side=axis.side,
                 min_values=config.statistics.min_rows,
             )

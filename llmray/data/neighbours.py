@@ -1,9 +1,14 @@
 """How far a text lies from its nearest neighbours in the corpus: what is about something else, or in another language.
 
-By default a text is a bag of hashed words, weighted by TF-IDF and projected on the k strongest directions of a sample
-(latent semantic analysis; Deerwester et al. 1990), which needs no model and no download. Or any embedder (see
-`embedding`). The score is the cosine distance to the k-th nearest text of the sample (Ramaswamy, Rastogi and Shim
-2000), the text itself left out. Rejected: the distance to the mean (calls every rare but usual topic strange), and
+By default a text is a bag of hashed words, weighted by TF-IDF, at length one, and projected on the strongest directions
+of a sample (latent semantic analysis; Deerwester et al. 1990), which needs no model and no download. What a text has in
+common with none of these directions is lost, and with it the text's likeness to any other: so the projection is not
+stretched to length one again. Or any embedder makes the vectors (see `embedding`). The score is the distance to the k-th
+nearest text of the sample (Ramaswamy, Rastogi and Shim 2000), the text itself left out, where k is a share of the
+sample: with the k = 5 of the textbooks a hundred texts of one kind of junk keep one another company. In
+`benchmarks/curation_outliers.py` that and the stretching are the difference between finding nothing and finding base64,
+mojibake and other languages. The distance is -log of the cosine, which grows alike from each halving: 1 - cosine ends
+at 1, some three MADs above its median, and no learned limit lies below its end. Rejected: the distance to the mean (calls every rare but usual topic strange), and
 isolation forests on embeddings (every axis alone says little).
 
 The same bits come out however texts are cut into batches: a text's projection sums its own words in their order, its
@@ -23,7 +28,7 @@ from scipy import sparse
 
 from llmray.data import embedding
 from llmray.data.corpus import Codes, Sampled, merge_samples, places_of, sample
-from llmray.data.embedding import Vectors
+from llmray.data.embedding import GRID, Vectors
 from llmray.data.minhash import I64, WORDS, shingle_lists
 from llmray.data.robust import Axis
 from llmray.errors import ConfigError
@@ -33,6 +38,8 @@ _BUCKETS = 1 << 16
 _OVERSAMPLED = 10
 """Directions followed beyond those that are kept (Halko, Martinsson and Tropp 2011, 4.2)."""
 _ROUNDS = 6
+_LEAST = 1e-4
+"""Cosines below this are grid noise: the distance of what has nothing in common is 9.2."""
 _BLOCK = 256
 """Texts compared with the sample at once: some 20 MB of similarities."""
 
@@ -45,20 +52,22 @@ class Neighbourhood:
     """Documents of the sample, as `corpus.key_of` names them."""
     vectors: Vectors
     """Their snapped vectors [S, K]."""
-    weights: NDArray[np.float64] | None
-    """IDF times projection of each bucket [V, K]; None where an embedder makes the vectors."""
+    idf: NDArray[np.float64] | None
+    """Inverse document frequency of each bucket [V]; None where an embedder makes the vectors."""
+    directions: NDArray[np.float64] | None
+    """Projection of each bucket [V, K]; None likewise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingOutliers:
-    """Cosine distance to the k-th nearest text of a sample; NaN for a text without words."""
+    """-log of the cosine to the k-th nearest text of a sample; NaN for a text without words."""
 
     embedding: str = TFIDF
     """`tfidf`, `minilm`, the folder of a sentence-transformers model, or `module:attribute` from texts to an array."""
     sample: int = 20_000
     """Documents that texts are compared with."""
-    neighbours: int = 5
-    """Which nearest neighbour counts: texts that come in groups smaller than this are strange."""
+    group: float = 0.02
+    """How many texts of a kind make it usual, as a share of the sample: that nearest neighbour is the one that counts."""
     dims: int = 64
     """Directions that TF-IDF is projected on."""
     max_words: int = 1000
@@ -69,13 +78,10 @@ class EmbeddingOutliers:
     def __post_init__(self) -> None:
         if self.mads <= 0:
             raise ConfigError(f"embedding_outliers.mads ({self.mads}) must be above 0: try 5")
-        if not 1 <= self.neighbours < self.sample:
-            raise ConfigError(
-                f"embedding_outliers.neighbours ({self.neighbours}) must be at least 1 and below "
-                f"embedding_outliers.sample ({self.sample}): try 5"
-            )
-        if self.dims < 1 or self.max_words < 1:
-            raise ConfigError("embedding_outliers.dims and embedding_outliers.max_words must be 1 or more")
+        if not 0 < self.group < 1:
+            raise ConfigError(f"embedding_outliers.group ({self.group}) must be above 0 and below 1: try 0.02")
+        if self.sample < 1 or self.dims < 1 or self.max_words < 1:
+            raise ConfigError("embedding_outliers.sample, .dims and .max_words must be 1 or more")
 
     @property
     def name(self) -> str:
@@ -100,22 +106,28 @@ class EmbeddingOutliers:
         merged = self.merge(surveys)
         if self.embedding != TFIDF:
             vectors_SK = _stacked(merged.codes, len(merged.keys))
-            return Neighbourhood(keys=merged.keys, vectors=vectors_SK, weights=None)
+            return Neighbourhood(keys=merged.keys, vectors=vectors_SK, idf=None, directions=None)
         counts_SV = _term_counts(merged.codes, merged.offsets)
         documents_V = np.bincount(counts_SV.indices, minlength=_BUCKETS)
         idf_V = np.log((1 + len(merged.keys)) / (1 + documents_V)) + 1
-        weights_VK = idf_V[:, None] * _directions(_unit_rows(counts_SV, idf_V), self.dims)
-        vectors_SK = embedding.snap(counts_SV @ weights_VK)
-        return Neighbourhood(keys=merged.keys, vectors=vectors_SK, weights=weights_VK)
+        rows_SV = _unit_rows(counts_SV, idf_V)
+        directions_VK = _directions(rows_SV, self.dims)
+        vectors_SK = embedding.on_grid(rows_SV @ directions_VK)
+        return Neighbourhood(keys=merged.keys, vectors=vectors_SK, idf=idf_V, directions=directions_VK)
 
     def score(self, texts: Sequence[str], ids: Sequence[bytes], model: Neighbourhood) -> NDArray[np.float64]:
-        """Distances in [0, 2] [N]."""
+        """Distances in [0, 9.21]; NaN for a text without words, and for all where the sample is too small [N]."""
         codes, offsets_N1 = self._encode(texts)
-        if model.weights is None:
+        if model.idf is None or model.directions is None:
             vectors_NK = _stacked(codes, len(texts))
+            empty_N = ~vectors_NK.any(axis=1)
         else:
-            vectors_NK = embedding.snap(_term_counts(codes, offsets_N1) @ model.weights)
-        return _distances(vectors_NK, places_of(model.keys, ids), model.vectors, self.neighbours)
+            rows_NV = _unit_rows(_term_counts(codes, offsets_N1), model.idf)
+            vectors_NK = embedding.on_grid(rows_NV @ model.directions)
+            empty_N = np.diff(offsets_N1) == 0
+        nearest = max(1, round(self.group * len(model.keys)))
+        distances_N = _distances(vectors_NK, places_of(model.keys, ids), model.vectors, nearest)
+        return np.where(empty_N, np.nan, distances_N)
 
     def _encode(self, texts: Sequence[str]) -> tuple[Codes, I64]:
         """Buckets of a text's words, or the text's vector in steps, in two bytes each."""
@@ -130,24 +142,21 @@ def _stacked(codes: Codes, num: int) -> Vectors:
     return codes.reshape(num, len(codes) // max(1, num)).astype(np.float32)
 
 
-def _distances(vectors_NK: Vectors, places_N: I64, sample_SK: Vectors, neighbours: int) -> NDArray[np.float64]:
-    """Cosine distance of each text to the `neighbours`-th nearest of the sample, itself left out."""
+def _distances(vectors_NK: Vectors, places_N: I64, sample_SK: Vectors, nearest: int) -> NDArray[np.float64]:
+    """Distance of each text to the `nearest`-th of the sample, itself left out [N]."""
     distances_N = np.full(len(vectors_NK), np.nan)
-    if len(sample_SK) <= neighbours:
+    if len(sample_SK) <= nearest:
         return distances_N
-    length_N, length_S = embedding.lengths(vectors_NK), embedding.lengths(sample_SK)
-    over_S = (1.0 / length_S).astype(np.float32)
     sample_KS = np.ascontiguousarray(sample_SK.T)
     for low in range(0, len(vectors_NK), _BLOCK):
         block = slice(low, low + _BLOCK)
-        # Exact products; what follows is done to each number by itself, so no block shape can show.
-        cosine_NS = (vectors_NK[block] @ sample_KS) * over_S
+        product_NS = vectors_NK[block] @ sample_KS
         inside = np.flatnonzero(places_N[block] >= 0)
-        cosine_NS[inside, places_N[block][inside]] = -np.inf
-        nearest_N = np.partition(cosine_NS, -neighbours, axis=1)[:, -neighbours].astype(np.float64)
-        # The cosine of a vector with its copy may miss 1 by a rounding.
-        distances_N[block] = np.clip(1.0 - nearest_N / length_N[block], 0.0, 2.0)
-    return np.where(np.abs(vectors_NK).max(axis=1, initial=0) > 0, distances_N, np.nan)
+        product_NS[inside, places_N[block][inside]] = -np.inf
+        product_N = np.partition(product_NS, -nearest, axis=1)[:, -nearest].astype(np.float64)
+        # The grid makes some vectors a little longer than one; rounding keeps the last bit of a logarithm out of it.
+        distances_N[block] = np.round(-np.log(np.clip(product_N / GRID**2, _LEAST, 1.0)), 9) + 0.0
+    return distances_N
 
 
 def _buckets(texts: Sequence[str], max_words: int) -> tuple[NDArray[np.uint16], I64]:

@@ -9,6 +9,8 @@ it is off unless asked for, and it comes after MinHash, which settles what it ca
 
 As in SemDeDup (Abbas et al. 2023, arXiv 2303.09540) the vectors are clustered and compared within clusters. There a
 pair on a border is lost; here a vector belongs to its few nearest clusters, and two are compared where they share one.
+On 6,000 MRPC sentences and GSM8K questions by MiniLM (77 clusters) one cluster each finds 96.4% of the pairs at 0.95 and
+92.2% at 0.8; two find 100% and 99.2% with 7% of all comparisons, three 100% and 99.8% with 15%.
 The clusters come from whole-number sums of snapped vectors (see `embedding.snap`), so the same documents in the same
 order give the same pairs on any machine. Rejected: an approximate index (HNSW), whose graph depends on the order of
 insertion and on threads; and k-means in floats, for the same reason.

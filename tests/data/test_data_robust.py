@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmray.data.robust import EVERYTHING, TO_SIGMA, Axis, learn, limits, outside, usual
+from llmray.data.robust import EVERYTHING, TO_SIGMA, Axis, Transform, learn, limits, outside, usual
 
 RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine fails no test."""
@@ -32,19 +32,28 @@ def test_a_normal_sample_keeps_its_own() -> None:
 
 def test_on_a_logarithmic_axis_limits_are_factors() -> None:
     values = np.exp(np.random.default_rng(0).normal(7, 1, 20_001))
-    low, high = limits(values, 2, log=True)
+    low, high = limits(values, 2, transform="log")
     middle = np.median(values) + 1
     assert (high + 1) / middle == pytest.approx(middle / (low + 1))
     assert low > 0
 
 
+def test_on_an_axis_of_roots_shares_near_zero_have_room() -> None:
+    shares = np.random.default_rng(0).beta(0.6, 40, 20_001)
+    low, high = limits(shares, 3, transform="root")
+    middle, root = np.sqrt(np.median(shares)), np.sqrt(shares)
+    assert high == pytest.approx((middle + 3 * 1.4826 * np.median(np.abs(root - middle))) ** 2)
+    assert low == 0
+    assert outside(shares, (low, high)).mean() < 0.01 < 0.05 < outside(shares, limits(shares, 3)).mean()
+
+
 @RELAXED
-@given(VALUES, st.randoms(use_true_random=False), st.booleans())
-def test_the_order_of_values_does_not_matter(values: list[float], random: object, log: bool) -> None:
-    shuffled = list(np.abs(values) if log else values)
-    before = limits(shuffled, 3, log=log)
+@given(VALUES, st.randoms(use_true_random=False), st.sampled_from(["linear", "log", "root"]))
+def test_the_order_of_values_does_not_matter(values: list[float], random: object, transform: Transform) -> None:
+    shuffled = list(np.abs(values) if transform != "linear" else values)
+    before = limits(shuffled, 3, transform=transform)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert limits(shuffled, 3, log=log) == before
+    assert limits(shuffled, 3, transform=transform) == before
 
 
 @RELAXED
@@ -99,10 +108,10 @@ def test_each_kind_has_limits_of_its_own_from_rows_that_passed() -> None:
     values = np.concatenate((np.arange(100.0), np.arange(1000.0, 1100.0)))
     passed = np.ones(200, bool)
     passed[:10] = False
-    found = learn({"length": values}, {"length": Axis(mads=3, log=True)}, kinds, passed)
+    found = learn({"length": values}, {"length": Axis(mads=3, transform="log")}, kinds, passed)
     assert found == {
-        ("text", "length"): limits(values[10:100], 3, log=True),
-        ("messages", "length"): limits(values[100:], 3, log=True),
+        ("text", "length"): limits(values[10:100], 3, transform="log"),
+        ("messages", "length"): limits(values[100:], 3, transform="log"),
     }
     assert (
         learn({"length": values}, {"length": Axis(mads=3)}, kinds, passed, min_values=95)["text", "length"]
