@@ -204,7 +204,7 @@ BUILT_IN = {
         ),
         Learned(name="space_share", measure=space_share, transform="root", why="white space among the characters"),
         Learned(name="mean_word_length", measure=mean_word_length, transform="log", why="characters of a word"),
-        Learned(name="link_share", measure=link_share, side="high", transform="root", why="links by words"),
+        Learned(name="link_share", measure=link_share, side="high", why="links by words"),
         Learned(name="type_token", measure=type_token, side="low", why="log distinct words by log words"),
         Learned(name="compression", measure=compression, why="bytes left by DEFLATE"),
         Learned(name="entropy", measure=entropy, why="bits a character"),

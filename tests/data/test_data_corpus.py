@@ -248,7 +248,7 @@ def test_a_sample_is_the_smallest_keys_each_once() -> None:
         (lambda: WordOrder(mads=-1), "try 2.5"),
         (lambda: EmbeddingOutliers(group=1), "try 0.02"),
         (lambda: EmbeddingOutliers(dims=0), "1 or more"),
-        (lambda: EmbeddingOutliers(mads=0), "try 5"),
+        (lambda: EmbeddingOutliers(mads=0), "try 4"),
     ],
 )
 def test_impossible_settings_name_the_fix(make: Any, fix: str) -> None:
