@@ -8,7 +8,9 @@ nearest text of the sample (Ramaswamy, Rastogi and Shim 2000), the text itself l
 sample: with the k = 5 of the textbooks a hundred texts of one kind of junk keep one another company. In
 `benchmarks/curation_outliers.py` that and the stretching are the difference between finding nothing and finding base64,
 mojibake and other languages. The distance is -log of the cosine, which grows alike from each halving: 1 - cosine ends
-at 1, some three MADs above its median, and no learned limit lies below its end. Rejected: the distance to the mean (calls every rare but usual topic strange), and
+at 1, some three MADs above its median, and no learned limit lies below its end. MiniLM sees what a text is about and
+not how it is written: there, with k = 2%, it finds Shakespeare among documentation (AUPRC 0.92, TF-IDF 0.07) and no
+base64 or mojibake (0.03 and 0.06, TF-IDF 1.00 and 0.89); it takes 66 ms a text. Rejected: the distance to the mean (calls every rare but usual topic strange), and
 isolation forests on embeddings (every axis alone says little).
 
 The same bits come out however texts are cut into batches: a text's projection sums its own words in their order, its
@@ -73,7 +75,7 @@ class EmbeddingOutliers:
     max_words: int = 1000
     """Words of a text that TF-IDF looks at."""
     mads: float = 4.0
-    """Scaled MADs above the median from which on a text is far from all; 4 loses 0.1% of documentation."""
+    """Scaled MADs above the median from which on a text is far from all; 4 loses 0.05% of documentation."""
 
     def __post_init__(self) -> None:
         if self.mads <= 0:
@@ -85,8 +87,8 @@ class EmbeddingOutliers:
 
     @property
     def name(self) -> str:
-        """The name of the rule."""
-        return "embedding_outlier"
+        """The name of the rule; both may be asked for, since they find different things."""
+        return "embedding_outlier" if self.embedding == TFIDF else "sentence_outlier"
 
     @property
     def axis(self) -> Axis:

@@ -4,7 +4,7 @@ Usual is what lies within k scaled MADs of the median (Leys et al. 2013). Half o
 number moves without bound. Both depend on the values alone, not on their order or on how they were cut into chunks.
 That needs an axis on which usual values lie evenly about their middle: the logarithm for what grows by factors, the
 square root for shares near zero, whose spread grows with their size (Bartlett 1936). On documentation the share of
-digits loses 12% of clean texts at 5 MADs as it is, and 0.03% by its root. Rejected: mean ± k·sd, which the outliers push
+digits loses 12% of clean texts at 5 MADs as it is, and less than 0.1% by its root. Rejected: mean ± k·sd, which the outliers push
 outwards until they fit, and quantiles, which remove the same share of a clean corpus as of a dirty one.
 
 Where more than half of the values are one and the same, as with the share of digits in prose, the MAD is zero and says
