@@ -36,7 +36,7 @@ from llmray.data.readers import CHUNK_BYTES, Chunk, check_sources, chunks, expan
 from llmray.data.stages import Job
 from llmray.data.work import Work, locked, work_key
 from llmray.digest import canonical_json
-from llmray.errors import InputError, LLMRayError, UserError
+from llmray.errors import ConfigError, InputError, LLMRayError, UserError
 
 __all__ = ["CurateConfig", "curate"]
 
@@ -90,6 +90,11 @@ def curate(
     base, names = storage.names_below(uris)
     onto = None if against is None else artifact.load(against)
     if onto is not None:
+        if config.second_look:
+            raise ConfigError(
+                f"second_look ({', '.join(config.second_look)}) learns from all of the data, which an addition is not: "
+                "leave it out, or curate old and new together"
+            )
         open_index(onto.local(), config)
     stamps = [(name, uri, storage.stamp(uri)) for uri, name in zip(uris, names, strict=True)]
     stamps += [("", uri, storage.stamp(uri)) for uri in config.contamination.uris]

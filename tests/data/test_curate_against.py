@@ -151,6 +151,8 @@ def test_other_settings_are_refused(ray_cluster: None, write_lines: Write, dedup
         run([source], replace(CONFIG, dedup=dedup), against=old.uri)
     with pytest.raises(ConfigError, match="seed is 1"):
         run([source], replace(CONFIG, seed=1), against=old.uri)
+    with pytest.raises(ConfigError, match="learns from all of the data"):
+        run([source], replace(CONFIG, second_look=("unigram",)), against=old.uri)
 
 
 def test_a_snapshot_without_an_index_says_what_to_do(ray_cluster: None, write_lines: Write) -> None:
