@@ -19,26 +19,22 @@ All is a function of the text and the seed alone: no machine, library version or
 Shape legend: D documents, S shingles, K hashes, N bands.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from llmray.data import kernels
 from llmray.data.banding import Banding
 from llmray.data.folding import NOTHING, folding
 from llmray.data.normalize import word_text
+from llmray.data.utf8 import Texts, fixed, utf8
 from llmray.errors import ConfigError
 
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
-
-Texts: TypeAlias = "Sequence[str] | pa.StringArray | pa.LargeStringArray | pa.ChunkedArray"
-"""Texts of documents, not normalised. An Arrow array is read where it lies; a null in it counts as empty."""
 
 _MAX_SIZE = 100
 _HASHES_AT_ONCE = 32
@@ -130,7 +126,7 @@ def _inputs(
     texts: Texts, shingling: Shingling
 ) -> tuple[Bytes, I64, NDArray[np.bool_], NDArray[np.int32], Bytes, bool, int]:
     """What the kernels take: UTF-8, offsets, which texts are folded already, the table to fold the others by."""
-    data, offsets_D1 = _utf8(texts)
+    data, offsets_D1 = utf8(texts)
     plain_D = np.zeros(len(texts), bool)
     spaced = shingling.unit == "word"
     table = NOTHING
@@ -152,26 +148,4 @@ def _folded_by_python(data: Bytes, offsets_D1: I64, hard: I64, *, spaced: bool) 
         pieces += [data[done:begin], np.frombuffer(encoded, np.uint8)]
         lengths_D[document], done = len(encoded), end
     pieces.append(data[done : int(offsets_D1[-1])])
-    return _fixed(np.concatenate(pieces)), np.concatenate(([0], np.cumsum(lengths_D))).astype(np.int64)
-
-
-def _utf8(texts: Any) -> tuple[Bytes, I64]:
-    """UTF-8 of all texts, and where each begins and ends in it."""
-    if isinstance(texts, pa.ChunkedArray):
-        texts = texts.combine_chunks()
-    if isinstance(texts, pa.Array):
-        texts = texts.fill_null("") if texts.null_count else texts
-        _, offsets, values = texts.buffers()
-        wide = np.int64 if pa.types.is_large_string(texts.type) else np.int32
-        offsets_D1 = np.frombuffer(offsets, wide)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
-        return _fixed(np.frombuffer(values or b"", np.uint8)), offsets_D1
-    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
-    offsets_D1 = np.concatenate(([0], np.cumsum([len(text) for text in encoded], dtype=np.int64))).astype(np.int64)
-    return np.frombuffer(b"".join(encoded), np.uint8), offsets_D1
-
-
-def _fixed(data: Bytes) -> Bytes:
-    """The same bytes, not to be written: kernels are compiled for the one or the other."""
-    data = data.view()
-    data.flags.writeable = False
-    return data
+    return fixed(np.concatenate(pieces)), np.concatenate(([0], np.cumsum(lengths_D))).astype(np.int64)

@@ -27,9 +27,9 @@ from llmray.data import contamination, features, minhash
 from llmray.data.banding import Banding
 from llmray.data.boilerplate import share, strip
 from llmray.data.buckets import mix
-from llmray.data.config import CurateConfig
+from llmray.data.config import CurateConfig, Dedup
 from llmray.data.contamination import RULE, Contamination, EvalIndex
-from llmray.data.exact import exact_key
+from llmray.data.exact import exact_keys
 from llmray.data.features import Learned, measure_all
 from llmray.data.limits import quality_of
 from llmray.data.minhash import U64
@@ -191,11 +191,6 @@ def _columns(rows: Sequence[Row], lines: Sequence[int], judges: Judges) -> tuple
     kind = pa.array([_KIND[one] for one in kinds], pa.int8())
     said = content_columns(rows)
     content = pa.RecordBatch.from_arrays([ids, kind, *(said[name] for name in SAID)], schema=CONTENT)
-    normal = config.dedup.normalization
-    exact = [
-        exact_key(one, config.dedup.exact_text(row), normal) if config.dedup.exact else _NO_KEY
-        for one, row in zip(kinds, rows, strict=True)
-    ]
     rate = judges.quality
     texts = [learned_text(row) for row in rows]
     values_NM = measure_all(texts, judges.learned)
@@ -204,11 +199,19 @@ def _columns(rows: Sequence[Row], lines: Sequence[int], judges: Judges) -> tuple
         "line": pa.array(lines, pa.int64()),
         "kind": kind,
         "length": pa.array([len(text) for text in texts], pa.int64()),
-        "exact": pa.array(exact, SMALL.field("exact").type),
+        "exact": pa.array(_exact(rows, kinds, said["text"], config.dedup), SMALL.field("exact").type),
         "quality": pa.array(np.zeros(len(rows)) if rate is None else [float(rate(row)) for row in rows], pa.float64()),
         **{MEASURED + learned.name: pa.array(values_NM[:, at]) for at, learned in enumerate(judges.learned)},
     }
     return content, pa.table(columns, schema=_small_schema(judges))
+
+
+def _exact(rows: Sequence[Row], kinds: Sequence[str], text: pa.Array, dedup: Dedup) -> list[bytes]:
+    """Exact keys of the rows, whose texts are in a column already; no key where exact repeats may stay."""
+    if not dedup.exact:
+        return [_NO_KEY] * len(rows)
+    texts = text if all(kind == "text" for kind in kinds) else [dedup.exact_text(row) for row in rows]
+    return exact_keys(kinds, texts, dedup.normalization)
 
 
 def _small_schema(judges: Judges) -> pa.Schema:
