@@ -39,6 +39,8 @@ LOCAL_ENV = {
 """Besides, where the cluster is this machine alone: nobody takes it away from us, so no process need watch for that, and
 more workers than cores (drivers and controllers that only wait) are no reason for a warning."""
 
+_DASHBOARD = "RAY_API_SERVER_ADDRESS"
+
 
 def connect(*, num_cpus: int | None = None) -> None:
     """Make sure that this process talks to a Ray cluster; a second call does nothing.
@@ -64,16 +66,42 @@ def connect(*, num_cpus: int | None = None) -> None:
             ray.init(address, log_to_driver=True, logging_level=logging.ERROR)
             log.info("joined the Ray cluster at %s", address)
         else:
-            # Tune's early stops hand their placement groups back only while the dashboard runs.
-            ray.init(
-                "local", num_cpus=num_cpus, include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR
-            )
+            _start(num_cpus)
             log.info("started a local Ray cluster with %g cores", ray.cluster_resources().get("CPU", 0))
     except (ConnectionError, TimeoutError, RuntimeError, OSError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray cluster"
         raise UnavailableError(f"{where} cannot be reached: {error}; start it, or unset RAY_ADDRESS") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints the stack of a crash
+
+
+def _start(num_cpus: int | None) -> None:
+    """Start a local cluster whose processes know its dashboard.
+
+    Tune's early stops hand their placement groups back only while a dashboard runs, and Train's clean-up asks it whether
+    the controller is alive. Without an address they look for a cluster on this machine: where there are two, or one that
+    crashed has left its address behind, they ask the wrong one, and every training ends twelve seconds late.
+    """
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    before = os.environ.get(_DASHBOARD)
+    os.environ[_DASHBOARD] = f"http://127.0.0.1:{port}"
+    try:
+        ray.init(
+            "local",
+            num_cpus=num_cpus,
+            include_dashboard=True,
+            dashboard_port=port,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    finally:
+        del os.environ[_DASHBOARD]  # what this process submits goes where it went before
+        if before is not None:
+            os.environ[_DASHBOARD] = before
 
 
 def _check_answers(address: str) -> None:
