@@ -332,7 +332,7 @@ def _environment() -> Iterator[None]:
 
 
 @contextmanager
-def _cleaned_up(patience_s: float = 15.0) -> Iterator[None]:
+def _cleaned_up(patience_s: float = 30.0) -> Iterator[None]:
     """Leave no placement group behind that this process's job made inside the block."""
     before = _our_groups()
     try:
