@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart install test lint types tests bench clean
+.PHONY: quickstart install test lint types tests tests-pure tests-ray clean
 
 quickstart: $(STAMP)
 	$(BIN)/python jobs/lifecycle.py
@@ -28,9 +28,14 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# What uses Ray shares one cluster, so it runs in one process.
+# What uses Ray shares one cluster and waits a good deal: the other tests fill its pauses.
 tests: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not ray and not serve"
+	$(MAKE) -j2 --output-sync=target tests-ray tests-pure
+
+tests-pure: $(STAMP)
+	$(BIN)/python -m pytest -m "not ray and not serve"
+
+tests-ray: $(STAMP)
 	$(BIN)/python -m pytest -m "ray or serve"
 
 clean:

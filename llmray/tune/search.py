@@ -333,17 +333,22 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _cleaned_up(patience_s: float = 30.0) -> Iterator[None]:
-    """Leave no placement group behind that this process's job made inside the block."""
+    """Leave no placement group behind that this process's job made inside the block.
+
+    A trial that was killed while its group waited for cores leaves it waiting, and one that was stopped early may take
+    seconds to hand its group back: cores that the next step waits for.
+    """
     before = _our_groups()
     try:
         yield
     finally:
+        for group in _our_groups() - before:
+            ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
         deadline = time.monotonic() + patience_s
         while (left := _our_groups() - before) and time.monotonic() < deadline:
             time.sleep(0.1)
-        for group in left:
-            log.warning("tune: placement group %s of a stopped trial stayed: it is taken down", group[:12])
-            ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+        if left:
+            log.warning("tune: %d placement groups of stopped trials stay", len(left))
 
 
 def _our_groups() -> set[str]:

@@ -86,14 +86,12 @@ def test_a_trial_that_waits_for_cores_in_vain_is_ended_within_its_reservation(
     others = ray.util.placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
     ray.get(others.ready())
     search = spec([1, 2], max_trial_s=6.0, teardown_s=1.0, num_trials=1)
-    begun = time.monotonic()
     try:
         with caplog.at_level(logging.INFO, logger="llmray.tune"), pytest.raises(LLMRayError, match="overran"):
             tune(trials.nested, search, budget=PLENTY, run_dir=str(tmp_path))
     finally:
         ray.util.remove_placement_group(others)
     assert "others hold the cluster" in caplog.text
-    assert time.monotonic() - begun < 40
     balance = Ledger(tmp_path / "budget.jsonl", PLENTY).balance()
     assert (balance.spent["core_seconds"], balance.reserved["core_seconds"]) == (6.0, 0.0)
 
