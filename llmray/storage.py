@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -153,6 +153,11 @@ def stamp(uri: str) -> str:
         return f"{status.st_size}:{status.st_mtime_ns}"
     system, path = _system(uri)
     return str(system.ukey(path))
+
+
+def stamps(uris: Iterable[str]) -> tuple[str, ...]:
+    """The stamp of each."""
+    return tuple(stamp(uri) for uri in uris)
 
 
 def read_bytes(uri: str) -> bytes:

@@ -15,7 +15,7 @@ from llmray.data.minhash import Shingling
 from llmray.data.neighbours import EmbeddingOutliers
 from llmray.data.normalize import Normalization
 from llmray.data.readers.reading import Reading
-from llmray.data.rows import Row
+from llmray.data.rows import Row, joined_turns
 from llmray.data.rules import Outliers
 from llmray.data.semantic import Semantic
 from llmray.errors import ConfigError
@@ -93,7 +93,7 @@ def _asked(row: Row) -> str:
     last = max((place for place, (role, _) in enumerate(turns) if role == "assistant"), default=len(turns))
     if not any(content.strip() for _, content in turns[:last]):
         return ""
-    return "\x1e".join(f"{role}\x1f{content}" for role, content in turns[:last])
+    return joined_turns(turns[:last])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

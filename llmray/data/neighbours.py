@@ -21,7 +21,7 @@ Shapes: N texts, S texts of the sample, V buckets, K dimensions.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class Neighbourhood:
 class EmbeddingOutliers:
     """-log of the cosine to the k-th nearest text of a sample; NaN for a text without words."""
 
-    embedding: str = TFIDF
+    embedding: str = field(default=TFIDF, metadata={"code": True})
     """`tfidf`, `minilm`, the folder of a sentence-transformers model, or `module:attribute` from texts to an array."""
     sample: int = 20_000
     """Documents that texts are compared with."""

@@ -98,7 +98,6 @@ def write_quarantine(folder: Path, places: Places) -> dict[str, Any]:
     counts: dict[str, int] = {}
     by_source: dict[str, int] = {}
     losses: list[dict[str, Any]] = []
-    first: dict[str, Any] | None = None
     files = {name: (folder / f"{name}.jsonl").open("wb") for name in ("quarantined", "lost")}
     try:
         for record in bad_records(places):
@@ -109,11 +108,10 @@ def write_quarantine(folder: Path, places: Places) -> dict[str, Any]:
             else:
                 counts[record["reason"]] = counts.get(record["reason"], 0) + 1
                 by_source[record["source"]] = by_source.get(record["source"], 0) + 1
-            first = first or record
     finally:
         for file in files.values():
             file.close()
-    return {"reasons": counts, "sources": by_source, "losses": losses, "first": first}
+    return {"reasons": counts, "sources": by_source, "losses": losses}
 
 
 def bad_records(places: Places) -> Iterator[dict[str, Any]]:

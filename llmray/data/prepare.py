@@ -14,7 +14,7 @@ reads a column or two).
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from llmray import storage
 from llmray.data import contamination, features, minhash
 from llmray.data.banding import Banding
 from llmray.data.boilerplate import share, strip
@@ -92,15 +93,15 @@ def judges_of(config: CurateConfig, repeated: U64 | None = None) -> Judges:
         learned=features.build(config.statistics),
         quality=quality_of(config),
         banding=config.dedup.banding(),
-        evaluations=_evaluations(config.contamination) if config.contamination.sets else None,
+        evaluations=_evaluations(config.contamination, storage.stamps(config.contamination.uris)),
         personal=personal if asked and personal.action != "remove" else None,
         repeated=repeated,
     )
 
 
-@cache
-def _evaluations(config: Contamination) -> EvalIndex:
-    return contamination.load(config)
+@lru_cache(maxsize=2)
+def _evaluations(config: Contamination, stamps: tuple[str, ...]) -> EvalIndex | None:  # noqa: ARG001  (what is cached)
+    return contamination.load(config) if config.sets else None
 
 
 def prepare_chunk(chunk: Chunk, judges: Judges, folder: Path) -> dict[str, Any]:

@@ -27,6 +27,9 @@ FIELDS = frozenset(
 )
 """Fields that make a row; all others are ignored."""
 
+_NEXT_TURN, _NEXT_CHOICE = "\n\x02\n", "\n\x03\n"
+"""Between parts of a row: a control character, which is no white space, so that "New | York" is not "New York |"."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
@@ -73,10 +76,15 @@ class Row:
             case "text":
                 return self.text or ""
             case "messages":
-                turns = "\x1e".join(f"{role}\x1f{content}" for role, content in self.messages or ())
-                return "\x1d".join([turns, *(self.choices or ())])
+                turns = joined_turns(self.messages or ())
+                return _NEXT_CHOICE.join([turns, *(self.choices or ())])
             case "preference":
-                return "\x1e".join([self.prompt or "", self.chosen or "", self.rejected or ""])
+                return _NEXT_TURN.join([self.prompt or "", self.chosen or "", self.rejected or ""])
+
+
+def joined_turns(turns: Sequence[tuple[str, str]]) -> str:
+    """Turns as one text, roles and contents kept apart."""
+    return _NEXT_TURN.join(f"{role}\x01\n{content}" for role, content in turns)
 
 
 def parse_row(record: Any) -> Row:

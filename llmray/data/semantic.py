@@ -19,7 +19,7 @@ Shapes: N documents in rank order, D dimensions, K clusters, P probes, M members
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -46,7 +46,7 @@ _BLOCK = 1 << 22
 class Semantic:
     """What counts as a semantic repeat."""
 
-    embedding: str | None = None
+    embedding: str | None = field(default=None, metadata={"code": True})
     """`minilm`, the folder of a sentence-transformers model, or `module:attribute`; None to look for none."""
     threshold: float = 0.95
     """Cosine similarity from which on two rows are repeats."""

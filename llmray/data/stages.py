@@ -210,7 +210,6 @@ def settle(job: Job) -> dict[str, Any]:
                 summary=accounts.summary(),
                 kept=accounts.kept,
                 removed=accounts.removed,
-                first_bad=quarantine["first"],
             )
     found: dict[str, Any] = job.work.facts("fates")
     return found

@@ -22,6 +22,7 @@ import orjson
 
 from llmray import storage
 from llmray.data.config import CurateConfig
+from llmray.data.embedding import model_files
 from llmray.digest import canonical_json, digest_bytes, digest_file, digest_of
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,18 @@ def work_key(config: CurateConfig, sources: Sequence[tuple[str, str, str]], **gi
     return digest_of(plain)[:32]
 
 
+def other_files(config: CurateConfig) -> list[str]:
+    """Files besides the sources that decide: evaluation sets, models of embedders.
+
+    Raises:
+        NotFoundError: one that is not there.
+    """
+    models = [config.embedding_outlier.embedding] if "embedding_outlier" in config.second_look else []
+    if config.semantic.embedding is not None:
+        models.append(config.semantic.embedding)
+    return [*config.contamination.uris, *(file for model in models for file in model_files(model))]
+
+
 @contextmanager
 def locked(uri: str) -> Iterator[None]:
     """One run at a time on a work folder: waits for another to end.
@@ -113,9 +126,9 @@ def locked(uri: str) -> Iterator[None]:
 
 
 def _code(config: CurateConfig) -> str:
-    files = sorted(Path(__file__).parent.rglob("*.py"))
+    package = Path(__file__).parent
     names = json.loads(canonical_json(config))
-    ours = {path.name: digest_file(path) for path in files}
+    ours = {path.relative_to(package).as_posix(): digest_file(path) for path in sorted(package.rglob("*.py"))}
     return digest_of({**ours, **{module: _module_digest(module) for module in sorted(_modules(names))}})
 
 

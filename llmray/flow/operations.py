@@ -14,6 +14,7 @@ from llmray import artifact as artifacts
 from llmray.align.spec import AlignSpec
 from llmray.artifact import Artifact
 from llmray.data.config import CurateConfig
+from llmray.data.work import other_files
 from llmray.errors import ConfigError, InputError
 from llmray.evaluate.gate import GatePolicy
 from llmray.flow.inputs import adopt_model, model_folder, name_of, resolve, source_files
@@ -93,8 +94,8 @@ def curate(
             sources = [f"{parent.uri}/*.jsonl.gz"]
         old = None if against is None else resolve(run.registry, against, kind="dataset")
         config = config or CurateConfig()
-        sets = source_files(config.contamination.uris) if config.contamination.sets else []
-        made = curate_step(source_files(sources), config, parent, old, sets)
+        others = other_files(config)
+        made = curate_step(source_files(sources), config, parent, old, source_files(others) if others else [])
         if output is not None:
             artifacts.copy(made, output)
         return named(run, made, name)

@@ -236,6 +236,11 @@ def test_nothing_to_curate(
         run([write_lines("empty.jsonl", [])])
     with pytest.raises(InputError, match=r"none of the 2 records can be read; the first is bad\.jsonl, row 1: not an"):
         run([write_lines("bad.jsonl", [1, 2])])
+    with pytest.raises(InputError, match="none of the 1 records can be read"):
+        run([write_lines("only_bad.jsonl", [1])], config=CurateConfig(second_look=("word_order", "embedding_outlier")))
+    (tmp_path / "garbage.parquet").write_bytes(b"garbage")
+    with pytest.raises(InputError, match=r"none of the 1 records can be read; the first is garbage\.parquet"):
+        run([str(tmp_path / "garbage.parquet")])
     with pytest.raises(InputError, match="all 2 rows were removed"):
         run([write_lines("junk.jsonl", [{"text": ""}, {"text": " "}])])
     assert not (llmray_home / "artifacts" / "dataset").exists()

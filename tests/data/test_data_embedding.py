@@ -88,6 +88,7 @@ def test_an_embedder_that_is_none_names_the_fix(name: str, fix: str) -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         load(str(tmp_path / "none"))
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"modules\.json is missing"):
         load(str(tmp_path))
 
@@ -236,3 +237,11 @@ def test_minilm_with_other_weights_is_refused(minilm: Path, tmp_path: Path, monk
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match="not the published"):
         minilm_folder()
+
+
+def test_a_model_that_changed_is_loaded_again(make_model: Made) -> None:
+    folder = make_model({"pooling_mode_mean_tokens": True})
+    once = load(str(folder))
+    assert load(str(folder)) is once
+    (folder / "modules.json").write_text((folder / "modules.json").read_text() + "\n")
+    assert load(str(folder)) is not once

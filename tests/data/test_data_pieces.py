@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from llmray.data.config import CurateConfig
+from llmray.data.contamination import Contamination
+from llmray.data.neighbours import EmbeddingOutliers
 from llmray.data.progress import EVERY_S, Progress
-from llmray.data.work import Work, locked, work_key
+from llmray.data.semantic import Semantic
+from llmray.data.work import Work, locked, other_files, work_key
 
 
 def test_a_piece_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -72,6 +75,23 @@ def test_the_work_is_named_by_what_decides() -> None:
     assert work_key(replace(config, seed=1), sources, onto=None) != one
     assert work_key(config, [("a.jsonl", "/raw/a.jsonl", "10:6")], onto=None) != one
     assert work_key(config, sources, onto="f" * 64) != one
+
+
+def test_models_and_evaluation_sets_are_files_that_decide(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "model" / name).write_text("{}")
+    (tmp_path / "eval.jsonl").write_text("{}")
+    model = str(tmp_path / "model")
+    config = CurateConfig(
+        semantic=Semantic(embedding=model),
+        embedding_outlier=EmbeddingOutliers(embedding=model),
+        contamination=Contamination(sets=(f"mine={tmp_path}/eval.jsonl",)),
+    )
+    files = [str(tmp_path / "eval.jsonl"), f"{model}/config.json", f"{model}/model.safetensors"]
+    assert other_files(config) == files
+    assert other_files(replace(config, second_look=("embedding_outlier",))) == [*files, *files[1:]]
+    assert other_files(CurateConfig(semantic=Semantic(embedding="my_model:embed"))) == []
 
 
 def test_code_of_ones_own_is_part_of_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 
+from llmray.data.config import Dedup
+from llmray.data.exact import exact_key
+from llmray.data.normalize import Normalization
 from llmray.data.rows import Row, RowError, parse_row
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -82,3 +85,25 @@ def test_parts_of_a_row_do_not_run_together() -> None:
     one = parse_row({"prompt": "a", "chosen": "b", "rejected": "c"})
     other = parse_row({"prompt": "ab", "chosen": "", "rejected": "c"})
     assert one.whole != other.whole
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            {"prompt": "Which city?", "chosen": "New York", "rejected": "City of Angels"},
+            {"prompt": "Which city?", "chosen": "New", "rejected": "York City of Angels"},
+        ),
+        (
+            {"messages": [*TURNS, {"role": "user", "content": "b c"}, {"role": "user", "content": "d"}]},
+            {"messages": [*TURNS, {"role": "user", "content": "b"}, {"role": "user", "content": "c d"}]},
+        ),
+        (
+            {"question": "?", "answer": "1", "choices": ["1", "2 3", "4"]},
+            {"question": "?", "answer": "1", "choices": ["1", "2", "3 4"]},
+        ),
+    ],
+)
+def test_where_a_part_ends_is_a_part_of_what_a_row_says(one: dict[str, Any], other: dict[str, Any]) -> None:
+    keys = {exact_key("", Dedup().exact_text(parse_row(row)), Normalization()) for row in (one, other)}
+    assert len(keys) == 2

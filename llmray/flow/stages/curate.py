@@ -14,14 +14,14 @@ def curate(
     config: CurateConfig,
     parent: Artifact | None = None,
     against: Artifact | None = None,
-    evaluations: Sequence[SourceFile] = (),  # noqa: ARG001  (part of the key)
+    others: Sequence[SourceFile] = (),  # noqa: ARG001  (part of the key)
 ) -> Artifact:
     """A dataset snapshot of what the files hold.
 
     Args:
-        evaluations: the files of the evaluation sets that must not be in it; `config.contamination` names them.
         parent: artifact that the files belong to, for its lineage.
         against: snapshot that is added to.
+        others: files besides the sources that decide, as `config` names them: evaluation sets, models of embedders.
     """
     from llmray.cluster import connect
 
