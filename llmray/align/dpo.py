@@ -1,28 +1,23 @@
-"""Align a model with preferences on Ray Train: workers, resume, and the model artifact at the end.
+"""Align a model with preferences on Ray Train: what its manifest reports, in the frame that trainings share.
 
-A run folder belongs to one spec, as in `llmray.train.trainer`: calling again with the same one goes on from the last
-checkpoint, or returns at once where the run was finished.
+Checkpoints are the Hugging Face trainer's own, in the run folder; see `loop.py`.
 """
 
-import contextlib
-import json
-import logging
 import math
-import shutil
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmray import artifact, storage
 from llmray.align.spec import AlignSpec
 from llmray.artifact import Artifact
-from llmray.errors import LLMRayError, NotFoundError
-from llmray.train.run_folder import EXPORT, METRICS, RESULT, Line, OnReport, claim, following, parents_of, read_metrics
-from llmray.train.workers import begin_worker, run_workers
+from llmray.errors import LLMRayError
+from llmray.train import frame
+from llmray.train.run_folder import EXPORT, METRICS, Line, OnReport, read_metrics
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from llmray.align.loop import Outcome
+    from llmray.train.engine import Place
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,44 +66,20 @@ def align(
         DivergedError: the loss became NaN.
         LLMRayError: workers died more often than allowed.
     """
-    began = time.time()
-    folder = claim(run_dir, asdict(spec))
-    if (folder / RESULT).exists():
-        with contextlib.suppress(NotFoundError):
-            saved = json.loads((folder / RESULT).read_text())
-            return _result(artifact.load(saved["uri"]), saved["report"], folder)
-    with following(
-        folder / METRICS,
-        on_report=on_report,
-        log=logger,
-        describe=lambda line: f"align: {progress_text(line, spec)}",
-        max_steps=spec.max_steps,
-    ):
-        config = {"spec": asdict(spec), "folder": str(folder)}
-        outcome = run_workers(_worker, config, spec, folder=folder, max_failures=max_failures)
-    wall = time.time() - began
-    seconds = {"startup": outcome["started"] - began, **outcome["seconds"]}
-    seconds["rest"] = wall - sum(seconds.values())
-    report = {
-        "steps": outcome["steps"],
-        "pairs": outcome["counts"]["pairs"],
-        **_at_the_end(read_metrics(folder / METRICS), outcome["counts"]["pairs"], spec),
-        "core_seconds": round(wall * spec.num_workers * spec.cpus_per_worker, 3),
-        "gpu_seconds": round(wall * spec.num_workers * spec.gpus_per_worker, 3),
-        "data": outcome["counts"],
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-    }
-    with artifact.draft("model", root_uri=root_uri) as draft:
-        shutil.copytree(folder / EXPORT, draft.folder, dirs_exist_ok=True)
-        shutil.copy(folder / METRICS, draft.folder / METRICS)
-        model = draft.seal(
-            parents=parents_of({"base": spec.model, "data": spec.data}),
-            config={"align": spec.identity()},
-            report=report,
-            outside_digest=(METRICS,),
-        )
-    storage.write_bytes(str(folder / RESULT), json.dumps({"uri": model.uri, "report": report}).encode())
-    return _result(model, report, folder)
+    done = frame.run(WORK, spec, run_dir=run_dir, root_uri=root_uri, on_report=on_report, max_failures=max_failures)
+    report = done.report
+    return AlignResult(
+        artifact=done.artifact,
+        steps=report["steps"],
+        pairs=report["pairs"],
+        train_loss=report["train_loss"],
+        reward_accuracy=report["reward_accuracy"],
+        reward_margin=report["reward_margin"],
+        core_seconds=report["core_seconds"],
+        gpu_seconds=report["gpu_seconds"],
+        metrics_path=done.metrics_path,
+        seconds=report["seconds"],
+    )
 
 
 def progress_text(line: Line, spec: AlignSpec) -> str:
@@ -119,45 +90,32 @@ def progress_text(line: Line, spec: AlignSpec) -> str:
     )
 
 
-def _worker(config: dict[str, Any]) -> dict[str, Any] | LLMRayError:
-    """What every worker runs."""
-    started = time.time()
-    spec, folder = AlignSpec(**config["spec"]), Path(config["folder"])
-    place = begin_worker(spec)
-    from llmray.align import loop
-
-    imports = time.time() - started
-    try:
-        outcome = asdict(loop.run(spec, place, folder=folder, export_to=folder / EXPORT))
-    except LLMRayError as error:
-        return error
-    return {**outcome, "started": started, "seconds": {"imports": imports, **outcome["seconds"]}}
-
-
-def _at_the_end(lines: Sequence[Line], pairs: int, spec: AlignSpec) -> dict[str, float]:
+def _report(outcome: Mapping[str, Any], folder: Path, spec: AlignSpec) -> dict[str, Any]:
     """Means over the last pass through the pairs: single steps see only a few of them."""
-    last = lines[-math.ceil(pairs / spec.global_batch) :]
+    pairs = outcome["counts"]["pairs"]
+    last = read_metrics(folder / METRICS)[-math.ceil(pairs / spec.global_batch) :]
 
     def mean(name: str) -> float:
         return round(sum(line[name] for line in last) / len(last), 6)
 
     return {
+        "steps": outcome["steps"],
+        "pairs": pairs,
         "train_loss": mean("loss"),
         "reward_accuracy": mean("rewards/accuracies"),
         "reward_margin": mean("rewards/margins"),
     }
 
 
-def _result(model: Artifact, report: dict[str, Any], folder: Path) -> AlignResult:
-    return AlignResult(
-        artifact=model,
-        steps=report["steps"],
-        pairs=report["pairs"],
-        train_loss=report["train_loss"],
-        reward_accuracy=report["reward_accuracy"],
-        reward_margin=report["reward_margin"],
-        core_seconds=report["core_seconds"],
-        gpu_seconds=report["gpu_seconds"],
-        metrics_path=str(folder / METRICS),
-        seconds=report["seconds"],
-    )
+def _worker(config: dict[str, Any]) -> dict[str, Any] | LLMRayError:
+    """What every worker runs."""
+    return frame.in_worker(config, AlignSpec, _align)
+
+
+WORK = frame.Work(worker=_worker, describe=progress_text, report=_report)
+
+
+def _align(spec: AlignSpec, place: "Place", folder: Path, _: float | None) -> "Outcome":
+    from llmray.align import loop
+
+    return loop.run(spec, place, folder=folder, export_to=folder / EXPORT)

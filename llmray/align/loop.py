@@ -137,7 +137,8 @@ def _arguments(spec: AlignSpec, place: Place, folder: Path) -> DPOConfig:
         max_grad_norm=spec.clip_norm,
         save_strategy="steps",
         save_steps=spec.checkpoint_every,
-        save_total_limit=2,
+        # The older ones go before `on_save` marks the newest as whole: with one alone, a kill in between loses both.
+        save_total_limit=max(2, spec.keep_checkpoints),
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,

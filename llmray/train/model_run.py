@@ -65,6 +65,8 @@ class ModelRun:
     """Number format of weights and activations; optimizer state stays float32."""
     checkpoint_every: int = field(default=50, metadata=PLACE)
     """Steps between checkpoints; the last step always writes one."""
+    keep_checkpoints: int = field(default=2, metadata=PLACE)
+    """Newest checkpoints kept in the run folder; alignment keeps two at least."""
     seed: int = 0
     """Seed of the order of the data, of adapters and of dropout."""
 
@@ -81,6 +83,7 @@ class ModelRun:
             "lora_rank",
             "lora_alpha",
             "checkpoint_every",
+            "keep_checkpoints",
         )
         self._check_not_negative("gpus_per_worker", "clip_norm")
         if self.zero not in {0, 1, 2, 3}:

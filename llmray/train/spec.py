@@ -4,11 +4,11 @@ Everything in it can change the weights except where and how checkpoints are wri
 spec: see `run_folder.py`. Rejected: a free-form DeepSpeed JSON beside it, which lets two files contradict each other.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from llmray.errors import ConfigError
-from llmray.train.model_run import PLACE, ModelRun
+from llmray.train.model_run import ModelRun
 
 Objective = Literal["sft", "pretrain"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -34,8 +34,6 @@ class TrainSpec(ModelRun):
     """AdamW's second-moment decay."""
     mix: float = 0.0
     """Share of blocks of the other shape: plain text beside conversations (sft), or the reverse (pretrain)."""
-    keep_checkpoints: int = field(default=2, metadata=PLACE)
-    """Newest checkpoints kept in the run folder."""
     eval_every: int = 0
     """Steps between held-out losses; 0 measures it only at the end."""
     eval_rows: int = 64
@@ -45,7 +43,6 @@ class TrainSpec(ModelRun):
         ModelRun.__post_init__(self)
         self._check_choice("objective", Objective)
         self._check_choice("schedule", Schedule)
-        self._check_positive("keep_checkpoints")
         self._check_not_negative("weight_decay", "eval_rows", "eval_every")
         if not 0 < self.beta2 < 1:
             raise ConfigError(f"train.beta2 ({self.beta2}) must lie between 0 and 1: try 0.95")

@@ -1,29 +1,28 @@
-"""Run the loop on Ray Train: workers, checkpoints, resume, and the model artifact at the end.
+"""Run the loop on Ray Train: checkpoints and metrics out of the workers, and what the model's manifest reports.
 
-A run folder belongs to one spec. Calling again with the same folder goes on from the last checkpoint, or returns at
-once where the run was finished; a killed worker restarts the group by itself. Figures come back through the workers'
+The frame of a run (folder, resume, cost, artifact) is `frame.py`. Figures come back through the workers'
 `metrics.jsonl`, which the driver follows: `ray.train.report` would make every step wait for the controller's poll.
 """
 
 import contextlib
 import json
-import logging
 import math
 import shutil
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmray import artifact, storage
+from llmray import storage
 from llmray.artifact import Artifact
-from llmray.errors import LLMRayError, NotFoundError
-from llmray.train.run_folder import EXPORT, METRICS, RESULT, claim, finite, following, parents_of, reopen_metrics
+from llmray.errors import LLMRayError
+from llmray.train import frame
+from llmray.train.run_folder import EXPORT, METRICS, Line, OnReport, finite, reopen_metrics
 from llmray.train.spec import TrainSpec
-from llmray.train.workers import begin_worker, run_workers
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from llmray.train.engine import Place
+    from llmray.train.loop import Outcome
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +54,7 @@ def train(
     *,
     run_dir: str,
     root_uri: str | None = None,
-    on_report: Callable[[dict[str, Any]], None] | None = None,
+    on_report: OnReport | None = None,
     deadline_s: float | None = None,
     callbacks: Sequence[Any] = (),
     max_failures: int = 2,
@@ -76,83 +75,74 @@ def train(
         DivergedError: the loss became NaN.
         LLMRayError: workers died more often than allowed.
     """
-    began = time.time()
-    folder = claim(run_dir, asdict(spec))
-    if (folder / RESULT).exists():
-        with contextlib.suppress(NotFoundError):
-            return _read_result(folder)
-    with following(
-        folder / METRICS,
+    done = frame.run(
+        WORK,
+        spec,
+        run_dir=run_dir,
+        root_uri=root_uri,
         on_report=on_report,
-        log=logger,
-        describe=lambda line: f"train: {progress_text(line, spec)}",
-        max_steps=spec.max_steps,
-    ):
-        outcome = run_workers(
-            _worker,
-            {
-                "spec": asdict(spec),
-                "folder": str(folder),
-                "deadline": None if deadline_s is None else began + deadline_s,
-            },
-            spec,
-            folder=folder,
-            max_failures=max_failures,
-            keep_checkpoints=spec.keep_checkpoints,
-            callbacks=callbacks,
-        )
+        deadline_s=deadline_s,
+        callbacks=callbacks,
+        max_failures=max_failures,
+    )
+    report = done.report
+    return TrainResult(
+        artifact=done.artifact,
+        steps=report["steps"],
+        train_loss=math.nan if report["train_loss"] is None else report["train_loss"],
+        heldout_loss=math.nan if report["heldout_loss"] is None else report["heldout_loss"],
+        tokens=report["tokens"],
+        core_seconds=report["core_seconds"],
+        gpu_seconds=report["gpu_seconds"],
+        metrics_path=done.metrics_path,
+        seconds=report["seconds"],
+        stopped_early=report["stopped_early"],
+    )
+
+
+def progress_text(line: Line, spec: TrainSpec) -> str:
+    """A line of metrics for a person."""
+    heldout = f", held-out {line['heldout_loss']:.3f}" if line.get("heldout_loss") else ""
+    left = ""
+    if line["core_seconds"]:
+        per_step = line["core_seconds"] / (spec.num_workers * spec.cpus_per_worker) / line["step"]
+        left = f", {per_step * (spec.max_steps - line['step']):.0f} s left"
+    return (
+        f"step {line['step']}/{spec.max_steps}, loss {line['loss']:.3f}{heldout}, "
+        f"{line['tokens_per_s']:,.0f} tokens/s{left}"
+    )
+
+
+def _report(outcome: Mapping[str, Any], _: Path, __: TrainSpec) -> dict[str, Any]:
     progress = outcome["progress"]
-    wall = time.time() - began
-    seconds = {"startup": outcome["started"] - began, **outcome["seconds"]}
-    seconds["rest"] = wall - sum(seconds.values())
-    report = {
+    return {
         "steps": progress["step"],
         "train_loss": finite(progress["train_loss"]),
         "heldout_loss": finite(outcome["heldout_loss"]),
         "tokens": progress["meter"]["tokens"],
         "targets": progress["meter"]["targets"],
-        "core_seconds": round(wall * spec.num_workers * spec.cpus_per_worker, 3),
-        "gpu_seconds": round(wall * spec.num_workers * spec.gpus_per_worker, 3),
-        "data": outcome["counts"],
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "stopped_early": outcome["stopped_early"],
     }
-    with artifact.draft("model", root_uri=root_uri) as draft:
-        shutil.copytree(folder / EXPORT, draft.folder, dirs_exist_ok=True)
-        shutil.copy(folder / METRICS, draft.folder / METRICS)
-        model = draft.seal(
-            parents=parents_of({"base": spec.model, "data": spec.data}),
-            config={"train": spec.identity()},
-            report=report,
-            outside_digest=(METRICS,),
-        )
-    if not outcome["stopped_early"]:
-        storage.write_bytes(str(folder / RESULT), json.dumps({"uri": model.uri, "report": report}).encode())
-    return _result(model, report, folder)
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any] | LLMRayError:
     """What every worker runs."""
-    started = time.time()
-    spec, folder = TrainSpec(**config["spec"]), Path(config["folder"])
-    place = begin_worker(spec)
+    return frame.in_worker(config, TrainSpec, _train)
+
+
+WORK = frame.Work(worker=_worker, describe=progress_text, report=_report)
+
+
+def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None) -> "Outcome":
     import ray.train
 
     from llmray.train import loop
 
-    imports = time.time() - started
     checkpoint = ray.train.get_checkpoint()
-    try:
-        with contextlib.ExitStack() as stack:
-            resume_from = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
-            hooks = _RayHooks(folder, place.rank, resume_from)
-            outcome = loop.run(
-                spec, place, hooks, resume_from=resume_from, export_to=folder / EXPORT, deadline=config["deadline"]
-            )
-    except LLMRayError as error:
-        return error
-    result = asdict(outcome)
-    return {**result, "started": started, "seconds": {"imports": imports, **result["seconds"]}}
+    with contextlib.ExitStack() as stack:
+        resume_from = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
+        hooks = _RayHooks(folder, place.rank, resume_from)
+        return loop.run(spec, place, hooks, resume_from=resume_from, export_to=folder / EXPORT, deadline=deadline)
 
 
 class _RayHooks:
@@ -180,36 +170,3 @@ class _RayHooks:
         with storage.draft_folder(str(self._folder)) as here:
             write(here)
             ray.train.report(line, checkpoint=ray.train.Checkpoint.from_directory(str(here)))
-
-
-def progress_text(line: dict[str, Any], spec: TrainSpec) -> str:
-    """A line of metrics for a person."""
-    heldout = f", held-out {line['heldout_loss']:.3f}" if line.get("heldout_loss") else ""
-    left = ""
-    if line["core_seconds"]:
-        per_step = line["core_seconds"] / (spec.num_workers * spec.cpus_per_worker) / line["step"]
-        left = f", {per_step * (spec.max_steps - line['step']):.0f} s left"
-    return (
-        f"step {line['step']}/{spec.max_steps}, loss {line['loss']:.3f}{heldout}, "
-        f"{line['tokens_per_s']:,.0f} tokens/s{left}"
-    )
-
-
-def _read_result(folder: Path) -> TrainResult:
-    saved = json.loads((folder / RESULT).read_text())
-    return _result(artifact.load(saved["uri"]), saved["report"], folder)
-
-
-def _result(model: Artifact, report: dict[str, Any], folder: Path) -> TrainResult:
-    return TrainResult(
-        artifact=model,
-        steps=report["steps"],
-        train_loss=math.nan if report["train_loss"] is None else report["train_loss"],
-        heldout_loss=math.nan if report["heldout_loss"] is None else report["heldout_loss"],
-        tokens=report["tokens"],
-        core_seconds=report["core_seconds"],
-        gpu_seconds=report["gpu_seconds"],
-        metrics_path=str(folder / METRICS),
-        seconds=report["seconds"],
-        stopped_early=report["stopped_early"],
-    )

@@ -22,7 +22,6 @@ def run_workers(
     *,
     folder: Path,
     max_failures: int,
-    keep_checkpoints: int | None = None,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Run `worker(config)` in every process of the group and return what rank 0 returned; Ray must be connected.
@@ -53,7 +52,7 @@ def run_workers(
             name="ray",
             storage_path=str(folder),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=keep_checkpoints),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=spec.keep_checkpoints),
             callbacks=list(callbacks),
         ),
     )
