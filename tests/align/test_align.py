@@ -1,11 +1,7 @@
 """Alignment on Ray Train: sharded over two workers, published, resumed, and refused."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +11,7 @@ from preferences import base, records, snapshot
 from llmray import artifact
 from llmray.align.dpo import AlignResult, align
 from llmray.align.spec import AlignSpec
-from llmray.data.snapshot import write_snapshot
-from llmray.errors import ConfigError, InputError
+from llmray.errors import ConfigError
 
 pytestmark = pytest.mark.ray
 
@@ -113,34 +108,3 @@ def test_a_finished_run_returns_at_once_and_the_same(aligned: Aligned) -> None:
 def test_a_run_folder_belongs_to_one_spec(aligned: Aligned) -> None:
     with pytest.raises(ConfigError, match=r"other settings \(beta\)"):
         align(replace(aligned.spec, beta=0.3), run_dir=str(aligned.root / "run"))
-
-
-def test_a_killed_run_goes_on_when_it_is_called_again(aligned: Aligned) -> None:
-    spec, folder = replace(aligned.spec, num_workers=1), aligned.root / "killed"
-    job = {"spec": asdict(spec), "run_dir": str(folder), "kill_at_line": 6}
-    subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("align_alone.py")), str(aligned.root / "killed.json")],
-        input=json.dumps({"killed": job}),
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=120,
-    )
-    assert json.loads((aligned.root / "killed.json").read_text())["killed"]["exit"] == -signal.SIGKILL
-    before = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
-    seen: list[dict[str, Any]] = []
-    result = align(spec, run_dir=str(folder), root_uri=str(aligned.root), on_report=seen.append)
-    after = [json.loads(text) for text in Path(result.metrics_path).read_text().splitlines()]
-    assert len(before) == 6
-    assert after[:4] == before[:4]
-    assert [line["step"] for line in after] == list(range(1, 10))
-    assert (result.steps, result.pairs) == (9, 24)
-    assert (Path(result.artifact.uri) / "model.safetensors").exists()
-
-
-def test_what_the_user_must_mend_comes_back_as_it_is(ray_cluster: None, aligned: Aligned, tmp_path: Path) -> None:
-    plain = write_snapshot([{"text": "no preference"}], source="test", root_uri=str(tmp_path))
-    spec = replace(aligned.spec, data=plain.uri, num_workers=1)
-    with pytest.raises(InputError, match="no train rows of shape 'preference'"):
-        align(spec, run_dir=str(tmp_path / "run"))
-    assert not (tmp_path / "run" / "result.json").exists()
