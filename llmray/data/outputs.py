@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyarrow import compute, parquet
 
 from llmray.data import index
-from llmray.data.buckets import shard_bounds
+from llmray.data.buckets import between, shard_bounds
 from llmray.data.config import CurateConfig
 from llmray.data.decide import EXACT, FAILED_RULES, NEAR, SEMANTIC, Fates
 from llmray.data.exact import halves
@@ -148,7 +148,7 @@ def write_index_shard(
     for chunk in range(places.num_chunks):
         path = places.work.path(chunk_name(chunk))
         hashes = array(path / "hashes.npy")
-        inside = slice(*np.searchsorted(hashes, np.array(shard_bounds(shard, shards), np.uint64)))
+        inside = between(hashes, *shard_bounds(shard, shards))
         owner = number_R[array(path / "owners.npy")[inside].astype(np.int64) + places.bases_C1[chunk]]
         names.append(np.asarray(hashes[inside])[owner >= 0])
         owners.append(owner[owner >= 0])
