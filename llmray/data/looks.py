@@ -2,7 +2,7 @@
 
 Pieces of the work folder like those of `stages`, for what not every curation asks for.
 
-    lines/<n>       before anything else: in how many texts of a chunk each line stands (`boilerplate`)
+    lines/<n>       before anything else: which texts of a chunk each line stands in (`boilerplate`)
     repeated        the lines that are boilerplate
     survey/<m>/<n>  what the rows of a chunk have to say to a measure (`corpus`)
     fit/<m>         what it learned from all
@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from llmray.data import boilerplate, decide, embedding
 from llmray.data.boilerplate import Counts
+from llmray.data.buckets import between, shard_bounds
 from llmray.data.components import resolve
 from llmray.data.config import CurateConfig
 from llmray.data.decide import KEPT
@@ -33,6 +34,9 @@ from llmray.data.tables import array, mapped
 from llmray.data.verify import Verdicts
 from llmray.data.work import Work
 
+PAIRS_AT_ONCE = 10_000_000
+"""Lines, with a text that each stands in, that are put together at once: about half a GB."""
+
 
 def lines(config: CurateConfig, work: Work, number: int, what: Chunk) -> None:
     """Count the lines of a chunk's texts."""
@@ -41,22 +45,25 @@ def lines(config: CurateConfig, work: Work, number: int, what: Chunk) -> None:
         return
     records = read_chunk(what, config.reading)
     texts = (one.row.text for one in records if isinstance(one, Found) and one.row.text is not None)
-    counted = boilerplate.count(texts, config.boilerplate)
+    counted = boilerplate.count(texts, config.boilerplate, config.dedup.normalization)
     with work.piece(name) as piece:
         np.save(piece.folder / "keys.npy", counted.keys)
-        np.save(piece.folder / "documents.npy", counted.documents)
+        np.save(piece.folder / "texts.npy", counted.texts)
         piece.finish()
 
 
 def repeated(config: CurateConfig, work: Work, num_chunks: int) -> None:
-    """The lines that enough texts have."""
+    """The lines that enough texts have: range by range of their names, so that memory stays bounded."""
     if work.has("repeated"):
         return
     folders = [work.path(f"lines/{number:06d}") for number in range(num_chunks)]
-    counts = [Counts(np.load(folder / "keys.npy"), np.load(folder / "documents.npy")) for folder in folders]
-    keys = boilerplate.repeated(boilerplate.merge(counts), config.boilerplate)
+    shards = max(1, -(-sum(len(array(folder / "keys.npy")) for folder in folders) // PAIRS_AT_ONCE))
+    keys = [np.zeros(0, np.uint64)]
+    for shard in range(shards):
+        counts = [_lines_between(folder, *shard_bounds(shard, shards)) for folder in folders]
+        keys.append(boilerplate.repeated(boilerplate.merge(counts, config.boilerplate), config.boilerplate))
     with work.piece("repeated") as piece:
-        np.save(piece.folder / "keys.npy", keys)
+        np.save(piece.folder / "keys.npy", np.concatenate(keys))
         piece.finish()
 
 
@@ -168,6 +175,13 @@ def meanings(job: Job) -> None:
         )
         save(piece.folder, verdicts)
         piece.finish()
+
+
+def _lines_between(folder: Path, low: int, high: int) -> Counts:
+    """A chunk's lines of a range of names, copied: a mapped file would stay open."""
+    keys, texts = array(folder / "keys.npy"), array(folder / "texts.npy")
+    inside = between(keys, low, high)
+    return Counts(np.array(keys[inside]), np.array(texts[inside]))
 
 
 def pieces_of(folder: Path) -> Iterator[tuple[int, pa.Table]]:

@@ -9,6 +9,7 @@ import orjson
 import pytest
 from pure_curation import Curated, curate_purely
 
+from llmray.data import looks
 from llmray.data.boilerplate import Boilerplate
 from llmray.data.config import CurateConfig
 from llmray.data.contamination import Contamination
@@ -82,6 +83,21 @@ def test_lines_that_many_texts_share_are_taken_out(chunk_bytes: int) -> None:
     made = curate_purely([rows, [mostly]], remove, chunk_bytes=chunk_bytes)
     assert made.report["rules"] == {"boilerplate": 1}
     assert "stripped" not in made.report
+
+
+@pytest.mark.parametrize("action", ["strip", "remove"])
+@pytest.mark.parametrize("lines_at_once", [4, 10_000_000])
+def test_ten_copies_of_a_text_leave_one(action: Any, lines_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks, "PAIRS_AT_ONCE", lines_at_once)
+    article = {"text": "\n".join(one["text"] for one in texts(3))}
+    footer = "All rights reserved by the makers of this page"
+    others = [{"text": f"{one['text']}\n{footer}"} for one in texts(30)[10:]]
+    config = CurateConfig(**PLAIN, boilerplate=Boilerplate(action=action))
+    made = curate_purely([[article] * 10, others, [{"text": f" {article['text']}"}]], config, chunk_bytes=600)
+    assert made.report["repeats"] == {"exact": 10, "near": 0, "semantic": 0}
+    assert made.report["rules"] == {}
+    assert [row["text"].strip() for row in made.kept if row["source"] != "001.jsonl"] == [article["text"]]
+    assert [footer in row["text"] for row in made.kept if row["source"] == "001.jsonl"] == [action == "remove"] * 20
 
 
 PATTERN = [{"text": " ".join(f"w{(start + at) % 40}" for at in range(60 + start % 7))} for start in range(120)]
