@@ -13,6 +13,8 @@ from fnmatch import fnmatchcase
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from llmray.data import features
 from llmray.data.config import CurateConfig
@@ -57,10 +59,18 @@ class Fates:
 
     fate_R: I8
     matched_R: I64
-    """The kept row that each repeats; its own number where it repeats nothing."""
+    """The row that each was found to repeat; its own number where it repeats nothing. It stayed, or went by meaning."""
     similarity_R: F64
+    """How alike the two are."""
     cluster_R: I64
     """The best row of its cluster; its own number for a row without repeats, -1 for one that failed a rule."""
+
+    def kept_for(self, rows: I64) -> I64:
+        """The rows that stayed where some rows stand: those they repeat, or what those went for by meaning."""
+        kept = np.array(self.matched_R[rows])
+        new = kept < len(self.matched_R)
+        kept[new] = self.matched_R[kept[new]]
+        return kept
 
 
 def judge(
@@ -113,7 +123,8 @@ def settle(judged: Judged, verdicts: Sequence[Verdicts], meanings: Verdicts | No
 
     Args:
         meanings: what became of the rows that near repeats left, where they were compared by what they mean. A row that
-            had gone for one of them goes on naming it: that is the row whose words it repeats.
+            had gone for one of them goes on naming it, that being the row whose words it repeats, and follows it into
+            its cluster.
     """
     num_rows = len(judged.copy_of_R)
     everyone = np.arange(num_rows)
@@ -138,8 +149,7 @@ def settle(judged: Judged, verdicts: Sequence[Verdicts], meanings: Verdicts | No
         rows, gone = meanings.rows_C, meanings.kept_for_C != meanings.rows_C
         fate[rows[gone]] = SEMANTIC
         matched[rows[gone]], similarity[rows[gone]] = meanings.kept_for_C[gone], meanings.similarity_C[gone]
-        met = meanings.cluster_C != meanings.rows_C
-        cluster[rows[met]] = meanings.cluster_C[met]
+        cluster = _united(cluster, rows, meanings.cluster_C, judged.rank_R)
     return Fates(fate_R=fate, matched_R=matched, similarity_R=similarity, cluster_R=cluster)
 
 
@@ -155,6 +165,26 @@ def look_up(index: tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint
         match = here[low[place[here]] == keys[1][here]]
         found[match] = rows[place[match]]
     return found
+
+
+def _united(cluster_R: I64, rows_C: I64, meaning_C: I64, rank_R: I64) -> I64:
+    """Clusters of near repeats and of one meaning, made one where they share a row, by their best row.
+
+    Both kinds are named by their best row, which no other cluster of its kind holds. So a row is the node of both.
+    """
+    near_C = cluster_R[rows_C]
+    other = near_C != meaning_C
+    if not other.any():
+        return cluster_R
+    nodes, node_2C = np.unique(np.concatenate((near_C[other], meaning_C[other])), return_inverse=True)
+    ends = (node_2C[: len(node_2C) // 2], node_2C[len(node_2C) // 2 :])
+    edges = sparse.coo_matrix((np.ones(len(ends[0]), np.int8), ends), shape=(len(nodes), len(nodes)))
+    _, label = csgraph.connected_components(edges.tocsr(), directed=False)
+    best_first = np.argsort(rank_R[nodes])
+    _, first = np.unique(label[best_first], return_index=True)
+    name = nodes[best_first[first]][label]
+    place = np.minimum(np.searchsorted(nodes, cluster_R), len(nodes) - 1)
+    return np.where(nodes[place] == cluster_R, name[place], cluster_R)
 
 
 def read_failed(places: Places) -> pa.Table:

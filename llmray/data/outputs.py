@@ -69,11 +69,13 @@ def write_clusters(path: Path, places: Places, fates: Fates, old: OldRows | None
         for low in range(0, max(1, len(rows)), _CLUSTER_ROWS):
             some = rows[low : low + _CLUSTER_ROWS]
             source, row = places.source_and_row(some)
+            kept, matched = fates.kept_for(some), np.asarray(fates.matched_R[some])
             columns = {
                 "cluster": hexadecimal(ids_of(places, old, fates.cluster_R[some])),
                 "id": hexadecimal(places.ids(some)),
-                "kept_id": hexadecimal(ids_of(places, old, fates.matched_R[some])),
-                "similarity": pa.array(np.asarray(fates.similarity_R[some])),
+                "kept_id": hexadecimal(ids_of(places, old, kept)),
+                # Measured with the row that this one repeats; with what that one went for it was not.
+                "similarity": pa.array(np.asarray(fates.similarity_R[some]), mask=kept != matched),
                 "source": source,
                 "row": pa.array(row),
             }

@@ -144,6 +144,35 @@ def test_rows_of_one_meaning_keep_the_best_and_name_it() -> None:
     assert curate_purely([rows], config, chunk_bytes=50).files == made.files
 
 
+def test_a_near_repeat_of_a_row_that_goes_by_meaning_follows_it_into_its_cluster() -> None:
+    words = texts(1)[0]["text"].split()
+    said, copy, repeat = " ".join(words), "\t".join(words), " ".join(words[:-1])
+    better = " ".join(words[::-1]) + " a"
+    other = {"text": "quick brown foxes jump over zany wizards"}
+    config = CurateConfig(**PLAIN, semantic=Semantic(embedding=f"{__name__}:bag", threshold=0.99))
+    made = curate_purely([[{"text": text} for text in (said, copy, repeat, better)], [other]], config)
+    [one, _] = made.kept
+    assert one["text"] == better
+    assert made.report["repeats"] == {"exact": 1, "near": 1, "semantic": 1}
+    # What went names what it was found to repeat, and that names what stayed.
+    gone = {row["match"]: row for row in made.removed}
+    assert gone["semantic"]["matched_id"] == one["id"]
+    assert gone["exact"]["matched_id"] == gone["near"]["matched_id"] == gone["semantic"]["id"]
+    assert 0.8 < gone["near"]["similarity"] < gone["exact"]["similarity"] == 1.0
+    # The cluster is whole, and says who stayed.
+    assert {row["id"] for row in made.clusters} == {one["id"], *(row["id"] for row in made.removed)}
+    assert {(row["cluster"], row["kept_id"]) for row in made.clusters} == {(one["id"], one["id"])}
+    similarity = {row["id"]: row["similarity"] for row in made.clusters}
+    assert similarity == {
+        one["id"]: 1.0,
+        gone["semantic"]["id"]: gone["semantic"]["similarity"],
+        gone["exact"]["id"]: None,
+        gone["near"]["id"]: None,
+    }
+    assert made.report["dedup"]["clusters"] == 1
+    assert made.report["dedup"]["largest_cluster"] == 4
+
+
 def test_a_second_look_that_nobody_knows_is_refused() -> None:
     with pytest.raises(ConfigError, match="choose among unigram, word_order, embedding_outlier"):
         CurateConfig(second_look=("magic",))
