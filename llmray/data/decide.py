@@ -3,10 +3,10 @@
 Rows are known by their numbers (`places`), in order of source and place, so nothing depends on how sources were cut or
 who read them. A row costs some hundred bytes here, so one task judges tens of millions; the bucket names, of which a
 row has twenty, are what is sharded (`buckets`). A row that exact rules or learned limits fail takes part in nothing
-further: it must be nobody's better copy. Which copy stays is a rank: what `config.keep` says, then the content id.
+further: it must be nobody's better copy, and contradicts no preference. Which copy stays is a rank: what `config.keep` says, then the content id.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -80,7 +80,7 @@ def judge(
     fixed: pa.Table,
     values: Mapping[str, F64],
     known: Limits,
-    old_exact: Sequence[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]],
+    old_exact: Iterable[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]],
 ) -> tuple[Judged, pa.Table, Limits]:
     """Judge rows by what is known of each.
 
@@ -100,10 +100,13 @@ def judge(
     sound[fixed["row"].to_numpy()] = False
     measures = {**{name: small[MEASURED + name] for name in learned}, **values}
     limits = learn_limits(config, kind_R, sound, measures, known)
-    failures = pa.concat_tables([fixed, unusual(limits, kind_R, measures), _conflicting(config, places)])
-    failures = failures.take(pa.array(np.argsort(failures["row"].to_numpy(), kind="stable")))
+    strange = unusual(limits, kind_R, measures)
     living = sound.copy()
-    living[failures["row"].to_numpy()] = False
+    living[strange["row"].to_numpy()] = False
+    contradicted = _conflicting(config, places, living)
+    living[contradicted["row"].to_numpy()] = False
+    failures = pa.concat_tables([fixed, strange, contradicted])
+    failures = failures.take(pa.array(np.argsort(failures["row"].to_numpy(), kind="stable")))
     rank_R = _rank(config, places, small)
     copy_of = np.arange(places.num_rows)
     if config.dedup.exact:
@@ -192,9 +195,10 @@ def read_failed(places: Places) -> pa.Table:
     return places.numbered("failed.arrow", FAILED)
 
 
-def _conflicting(config: CurateConfig, places: Places) -> pa.Table:
-    """Preferences that contradict others, as `FAILED`."""
+def _conflicting(config: CurateConfig, places: Places, living_R: NDArray[np.bool_]) -> pa.Table:
+    """Preferences that contradict others, as `FAILED`; one that goes for itself contradicts nobody."""
     pairs = places.numbered("pairs.arrow", PAIRS)
+    pairs = pairs.filter(pa.array(living_R[pairs["row"].to_numpy()]))
     found = [FAILED.empty_table()]
     if pairs.num_rows:
         keys = [fixed_bytes(pairs[name]).view(f"V{KEY_BYTES}").ravel() for name in PAIRS.names[1:]]

@@ -11,7 +11,7 @@ from pure_curation import Curated, curate_purely
 
 from llmray.data import looks
 from llmray.data.boilerplate import Boilerplate
-from llmray.data.config import CurateConfig
+from llmray.data.config import CurateConfig, Dedup
 from llmray.data.contamination import Contamination
 from llmray.data.features import Statistics
 from llmray.data.rules import Outliers, Personal
@@ -68,6 +68,20 @@ def test_preferences_that_contradict_others_go_wherever_they_stand() -> None:
     made = curate_purely([first, second], CurateConfig())
     assert made.report["rules"] == {"contradictory_preference": 3, "swapped_preference": 2}
     assert sorted(row["prompt"] for row in made.kept) == ["r", "r"]
+
+
+def test_a_preference_that_fails_a_rule_or_a_limit_contradicts_nobody() -> None:
+    def pair(prompt: str, chosen: str, rejected: str) -> dict[str, str]:
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+    good, tale = texts(31)[30]["text"], "so very long a tale " * 2000
+    others = [pair(f"p{at}", one["text"][at:], "no") for at, one in enumerate(texts(30))]
+    sound = [pair("p", good, tale), pair("q", good, " "), pair("r", good, "no")]
+    failing = [pair("p", tale, good), pair("q", " ", good)]
+    rules = Outliers(rules=("empty", "swapped_preference", "contradictory_preference"))
+    made = curate_purely([[*others, *sound, *failing]], CurateConfig(dedup=Dedup(near=False), outliers=rules))
+    assert made.report["rules"] == {"length": 2, "empty": 1}
+    assert {row["row"] for row in made.removed} == {34, 35}
 
 
 @pytest.mark.parametrize("chunk_bytes", [300, 1 << 20])
