@@ -90,7 +90,7 @@ def judge(job: Job) -> None:
         )
         for measure, look in enumerate(corpus_measures(job.config))
     }
-    known, exact = ({}, []) if job.old is None else (job.old.limits, list(job.old.exact()))
+    known, exact = ({}, ()) if job.old is None else (job.old.limits, job.old.exact())
     judged, failures, learned = decide.judge(
         job.config, places, fixed=decide.read_failed(places), values=values, known=known, old_exact=exact
     )
@@ -277,7 +277,8 @@ def near_verdicts(job: Job) -> tuple[Judged, list[Verdicts], Compared]:
     for number in range(facts["batches"]):
         name = f"verify/{number:06d}"
         said = job.work.facts(name)
-        arrays = _load(job.work.path(name), Verdicts)
+        # Copied: a mapped array keeps its file open, and batches are many.
+        arrays = {field: np.array(some) for field, some in _load(job.work.path(name), Verdicts).items()}
         verdicts.append(Verdicts(**arrays, num_candidates=said["num_candidates"], num_skipped=said["num_skipped"]))
     compared = Compared(
         num_candidates=sum(verdict.num_candidates for verdict in verdicts),

@@ -4,12 +4,17 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import orjson
 import pytest
+from pure_curation import run_stages
 
-from llmray.data.config import CurateConfig
+from llmray.data import buckets
+from llmray.data.config import CurateConfig, Dedup
 from llmray.data.progress import EVERY_S, Progress
+from llmray.data.stages import near_verdicts
 from llmray.data.work import Work, locked, work_key
 
 
@@ -81,6 +86,19 @@ def test_code_of_ones_own_is_part_of_the_name(tmp_path: Path, monkeypatch: pytes
     one = work_key(config, [])
     (tmp_path / "own_quality.py").write_text("def rate(row):\n    return 2.0\n")
     assert work_key(config, []) != one
+
+
+def test_verdicts_of_many_batches_keep_no_file_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(buckets, "deal", partial(buckets.deal, characters=1))
+    rows = [{"text": " ".join(f"w{at % 40}{word}" for word in range(30))} for at in range(80)]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    config = CurateConfig(dedup=Dedup(exact=False))
+    with run_stages([str(tmp_path / "a.jsonl")], config) as (job, settled):
+        assert settled["report"]["repeats"]["near"] == 40
+        before = len(list(Path("/dev/fd").iterdir()))
+        _, verdicts, _ = near_verdicts(job)
+        assert len(verdicts) == 40
+        assert len(list(Path("/dev/fd").iterdir())) < before + 20
 
 
 def test_progress_is_told_now_and_then() -> None:
