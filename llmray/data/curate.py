@@ -190,6 +190,7 @@ def _second_looks(job: Job) -> None:
     numbers = range(job.places.num_chunks)
     measures = range(len(corpus_measures(job.config)))
     if measures:
+        _run("surveyed", looks.surveyed, job, [()])
         _run("survey", looks.survey, job, [(measure, number) for measure in measures for number in numbers])
         _run("fit", looks.fit, job, [(measure,) for measure in measures])
         _run("score", looks.score, job, [(measure, number) for measure in measures for number in numbers])

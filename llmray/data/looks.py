@@ -4,6 +4,7 @@ Pieces of the work folder like those of `stages`, for what not every curation as
 
     lines/<n>       before anything else: which texts of a chunk each line stands in (`boilerplate`)
     repeated        the lines that are boilerplate
+    surveyed        how many different rows pass the fixed rules
     survey/<m>/<n>  what the rows of a chunk have to say to a measure (`corpus`)
     fit/<m>         what it learned from all
     score/<m>/<n>   what it says of each row
@@ -25,6 +26,7 @@ from llmray.data.buckets import between, shard_bounds
 from llmray.data.components import resolve
 from llmray.data.config import CurateConfig
 from llmray.data.decide import KEPT
+from llmray.data.exact import halves
 from llmray.data.limits import corpus_measures
 from llmray.data.places import COMPARED, chunk_name, near_texts
 from llmray.data.readers import Chunk, Found, read_chunk
@@ -67,6 +69,18 @@ def repeated(config: CurateConfig, work: Work, num_chunks: int) -> None:
         piece.finish()
 
 
+def surveyed(job: Job) -> int:
+    """How many different rows pass the fixed rules: those that measures of the whole corpus learn from."""
+    if not job.work.has("surveyed"):
+        sound = np.ones(job.places.num_rows, bool)
+        sound[decide.read_failed(job.places)["row"].to_numpy()] = False
+        # Half an id: that two different rows share one is rare, and the number may be one off.
+        high, _ = halves(job.places.small(["id"])["id"][sound])
+        with job.work.piece("surveyed") as piece:
+            piece.finish(rows=len(np.unique(high)))
+    return int(job.work.facts("surveyed")["rows"])
+
+
 def survey(job: Job, measure: int, number: int) -> None:
     """What the rows of a chunk that pass the fixed rules have to say to a measure."""
     name = f"survey/{measure}/{number:06d}"
@@ -75,13 +89,13 @@ def survey(job: Job, measure: int, number: int) -> None:
     look = corpus_measures(job.config)[measure]
     folder = job.work.path(chunk_name(number))
     failed = mapped(folder / "failed.arrow")["row"].to_numpy()
-    surveys = []
+    surveys, total = [], surveyed(job)
     for low, table in pieces_of(folder):
         sound = np.ones(table.num_rows, bool)
         sound[failed[(failed >= low) & (failed < low + table.num_rows)] - low] = False
         rows = table.filter(pa.array(sound))
         texts, ids = near_texts(rows, job.config).to_pylist(), rows["id"].to_pylist()
-        surveys.append(look.survey(texts, ids, total=job.places.num_rows))
+        surveys.append(look.survey(texts, ids, total=total))
     with job.work.piece(name) as piece:
         (piece.folder / "surveys.pickle").write_bytes(pickle.dumps([look.merge(surveys)] if surveys else []))
         piece.finish()

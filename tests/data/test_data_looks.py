@@ -1,5 +1,6 @@
 """Personal data, evaluation sets, contradictory preferences, boilerplate, strange texts and meanings, in the whole flow."""
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,16 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from pure_curation import Curated, curate_purely
+from pure_curation import Curated, curate_purely, run_stages
 
 from llmray.data import looks
 from llmray.data.boilerplate import Boilerplate
 from llmray.data.config import CurateConfig, Dedup
 from llmray.data.contamination import Contamination
+from llmray.data.corpus import key_of
 from llmray.data.features import Statistics
+from llmray.data.likelihood import WordOrder
+from llmray.data.rows import parse_row
 from llmray.data.rules import Outliers, Personal
 from llmray.data.semantic import Semantic
 from llmray.errors import ConfigError
@@ -132,6 +136,18 @@ def test_a_strange_text_is_found_however_the_others_are_cut(look: str, usual: li
     assert [failed["rule"] for failed in reasons(made)[121]] == [look]
     assert made.report["rules"][look] < 12
     assert curate_purely([[*usual, {"text": strange}]], config, chunk_bytes=2000).files == made.files
+
+
+@pytest.mark.parametrize("chunk_bytes", [4000, 1 << 20])
+def test_a_sample_is_as_large_as_asked_however_many_rows_fail_or_are_copies(tmp_path: Path, chunk_bytes: int) -> None:
+    rows = [*texts(120), *texts(1) * 200, *[{"text": " "}] * 900]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    config = CurateConfig(**PLAIN, second_look=("word_order",), word_order=WordOrder(sample=60))
+    with run_stages([str(tmp_path / "a.jsonl")], config, chunk_bytes=chunk_bytes) as (job, _):
+        assert looks.surveyed(job) == 120
+        model = pickle.loads((job.work.path("fit/0") / "model.pickle").read_bytes())
+    ids = [bytes.fromhex(parse_row(row).id) for row in rows[:120]]
+    assert list(model.keys) == sorted(map(key_of, ids))[:60]
 
 
 def bag(batch: Sequence[str]) -> np.ndarray[Any, Any]:
