@@ -29,6 +29,7 @@ from llmray.data.decide import KEPT
 from llmray.data.exact import halves
 from llmray.data.limits import corpus_measures
 from llmray.data.places import COMPARED, chunk_name, near_texts
+from llmray.data.progress import counting
 from llmray.data.readers import Chunk, Found, read_chunk
 from llmray.data.semantic import Embedded, semantic_pairs
 from llmray.data.stages import Job, near_verdicts, save
@@ -38,20 +39,34 @@ from llmray.data.work import Work
 
 PAIRS_AT_ONCE = 10_000_000
 """Lines, with a text that each stands in, that are put together at once: about half a GB."""
+_EMBEDDED_AT_ONCE = 256
 
 
-def lines(config: CurateConfig, work: Work, number: int, what: Chunk) -> None:
-    """Count the lines of a chunk's texts."""
+def lines(config: CurateConfig, work: Work, number: int, what: Chunk) -> int:
+    """Count the lines of a chunk's texts; returns how many texts there are."""
     name = f"lines/{number:06d}"
-    if work.has(name):
-        return
-    records = read_chunk(what, config.reading)
-    texts = (one.row.text for one in records if isinstance(one, Found) and one.row.text is not None)
-    counted = boilerplate.count(texts, config.boilerplate, config.dedup.normalization)
+    if not work.has(name):
+        _lines(config, work, name, what)
+    return int(work.facts(name)["texts"])
+
+
+def _lines(config: CurateConfig, work: Work, name: str, what: Chunk) -> None:
+    num_texts = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal num_texts
+        for one in read_chunk(what, config.reading):
+            if isinstance(one, Found) and one.row.text is not None:
+                yield one.row.text
+                num_texts += 1
+                told(num_texts)
+
+    with counting(work.counts, name) as told:
+        counted = boilerplate.count(texts(), config.boilerplate, config.dedup.normalization)
     with work.piece(name) as piece:
         np.save(piece.folder / "keys.npy", counted.keys)
         np.save(piece.folder / "texts.npy", counted.texts)
-        piece.finish()
+        piece.finish(texts=num_texts)
 
 
 def repeated(config: CurateConfig, work: Work, num_chunks: int) -> None:
@@ -90,12 +105,14 @@ def survey(job: Job, measure: int, number: int) -> None:
     folder = job.work.path(chunk_name(number))
     failed = mapped(folder / "failed.arrow")["row"].to_numpy()
     surveys, total = [], surveyed(job)
-    for low, table in pieces_of(folder):
-        sound = np.ones(table.num_rows, bool)
-        sound[failed[(failed >= low) & (failed < low + table.num_rows)] - low] = False
-        rows = table.filter(pa.array(sound))
-        texts, ids = near_texts(rows, job.config).to_pylist(), rows["id"].to_pylist()
-        surveys.append(look.survey(texts, ids, total=total))
+    with counting(job.work.counts, name) as told:
+        for low, table in pieces_of(folder):
+            told(low)
+            sound = np.ones(table.num_rows, bool)
+            sound[failed[(failed >= low) & (failed < low + table.num_rows)] - low] = False
+            rows = table.filter(pa.array(sound))
+            texts, ids = near_texts(rows, job.config).to_pylist(), rows["id"].to_pylist()
+            surveys.append(look.survey(texts, ids, total=total))
     with job.work.piece(name) as piece:
         (piece.folder / "surveys.pickle").write_bytes(pickle.dumps([look.merge(surveys)] if surveys else []))
         piece.finish()
@@ -123,10 +140,12 @@ def score(job: Job, measure: int, number: int) -> None:
         return
     model = pickle.loads((job.work.path(f"fit/{measure}") / "model.pickle").read_bytes())  # noqa: S301 (by `fit`)
     look = corpus_measures(job.config)[measure]
-    values = [
-        np.asarray(look.score(near_texts(table, job.config).to_pylist(), table["id"].to_pylist(), model), np.float64)
-        for _, table in pieces_of(job.work.path(chunk_name(number)))
-    ]
+    values = []
+    with counting(job.work.counts, name) as told:
+        for low, table in pieces_of(job.work.path(chunk_name(number))):
+            told(low)
+            texts, ids = near_texts(table, job.config).to_pylist(), table["id"].to_pylist()
+            values.append(np.asarray(look.score(texts, ids, model), np.float64))
     with job.work.piece(name) as piece:
         np.save(piece.folder / "values.npy", np.concatenate([np.zeros(0), *values]))
         piece.finish()
@@ -143,21 +162,34 @@ def survivors(job: Job) -> None:
         piece.finish()
 
 
-def vectors(job: Job, number: int) -> None:
-    """Embeddings of the survivors of a chunk, in order of their numbers; zeros where there is nothing to compare."""
+def vectors(job: Job, number: int) -> int:
+    """Embeddings of the survivors of a chunk, in order of their numbers; zeros where there is nothing to compare.
+
+    Returns how many there are.
+    """
     name = f"vectors/{number:06d}"
-    if job.work.has(name):
-        return
+    if not job.work.has(name):
+        _vectors(job, number, name)
+    return int(job.work.facts(name)["rows"])
+
+
+def _vectors(job: Job, number: int, name: str) -> None:
     assert job.config.semantic.embedding is not None
     survivors_S = np.sort(array(job.work.path("survivors") / "rows.npy"))
     low, high = np.searchsorted(survivors_S, job.places.bases_C1[number : number + 2])
     rows = survivors_S[low:high]
     texts = job.places.compared_texts(rows, job.config).to_pylist() if len(rows) else []
-    made_ND = embedding.embed(embedding.load(job.config.semantic.embedding), texts).astype(np.int16)
+    embedder = embedding.load(job.config.semantic.embedding)
+    made = []
+    with counting(job.work.counts, name) as told:
+        for begin in range(0, max(1, len(texts)), _EMBEDDED_AT_ONCE):
+            told(begin)
+            made.append(embedding.embed(embedder, texts[begin : begin + _EMBEDDED_AT_ONCE]).astype(np.int16))
+    made_ND = np.concatenate(made)
     made_ND[[not text.strip() for text in texts]] = 0
     with job.work.piece(name) as piece:
         np.save(piece.folder / "vectors.npy", made_ND)
-        piece.finish()
+        piece.finish(rows=len(rows))
 
 
 def meanings(job: Job) -> None:
