@@ -36,7 +36,7 @@ I64 = NDArray[np.int64]
 
 Unit = Literal["line", "paragraph"]
 
-_TEXTS_AT_ONCE = 512
+_TEXTS_AT_ONCE = 64
 _PAIRS_AT_ONCE = 1 << 21
 """Pairs that wait to be sorted into the others: 32 MB."""
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmray.data import boilerplate
@@ -86,6 +86,7 @@ def test_places_are_those_of_the_lines(texts: list[str], unit: Unit) -> None:
         assert "".join(said).replace(" ", "") == "".join(text.split()).lower()
 
 
+@settings(deadline=None)  # the first example compiles
 @given(TEXTS, UNITS, st.randoms(use_true_random=False), st.integers(0, 8), st.integers(2, 4))
 def test_counts_do_not_depend_on_chunks_or_order(
     texts: list[str], unit: Unit, random: object, cut: int, most: int
@@ -111,6 +112,7 @@ def test_texts_are_counted_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(whole.keys) <= 2 * len(set(whole.keys.tolist()))
 
 
+@settings(deadline=None)  # the first example compiles
 @given(TEXTS, UNITS)
 def test_what_is_left_is_the_rest_in_order_and_stays(texts: list[str], unit: Unit) -> None:
     config = Boilerplate(unit=unit, min_documents=2, min_characters=3)
@@ -126,6 +128,7 @@ def test_what_is_left_is_the_rest_in_order_and_stays(texts: list[str], unit: Uni
         ] or unit == "paragraph"
 
 
+@settings(deadline=None)  # the first example compiles
 @given(TEXTS, st.integers(2, 5))
 def test_a_line_counts_once_a_text(texts: list[str], most: int) -> None:
     config = Boilerplate(min_documents=most, min_characters=3)
