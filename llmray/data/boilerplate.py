@@ -1,29 +1,44 @@
 """Lines or paragraphs that many documents share: licence headers, navigation, footers.
 
-Three steps, of which only the middle one sees more than one chunk: name each line by a hash, count in how many documents
-each name comes up, take out of each text what came up in too many. Counts are tables sorted by name, and adding two of
-them is exact in any order, so chunks, shards and retries cannot change the result. Every copy goes, also the first:
+Three steps, of which only the middle one sees more than one chunk: name each line by a hash, find out in how many
+different texts each name comes up, take out of each text what came up in too many. Every copy goes, also the first:
 boilerplate is what no document needs. Rejected: keeping the first copy (as CCNet does), which depends on the order of
 documents; and counting occurrences instead of documents, which would take a song's chorus for boilerplate.
 
+Exact repeats are removed later, so a text that comes ten times must count once here: else its lines would make one
+another boilerplate, and no copy would be left. So a line's name is kept with the names of the texts it stands in, exact
+keys, and no more of them than it takes to be boilerplate: the smallest. Two such tables are one again, exactly, in any
+order, so chunks, shards and retries cannot change the result, and a line costs at most `min_documents` entries.
+Near copies are different texts: ten versions of a page that differ in a date share all other lines, and all those are
+boilerplate. Where a corpus is full of such versions, curate it first without this, and then what was kept.
+
 Lines are compared without case and by single spaces, by 64 bits of BLAKE2b: among a billion different lines the chance
 that any two share a name is 3%, and then a line that many documents share would take along one that they do not.
+
+Shape legend: L lines of a text, P pairs of a line and a text it stands in, U lines that are boilerplate.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmray.data.exact import KEY_BYTES, exact_keys, halves
+from llmray.data.normalize import Normalization
 from llmray.errors import ConfigError
 
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 
 Unit = Literal["line", "paragraph"]
+
+_TEXTS_AT_ONCE = 64
+_PAIRS_AT_ONCE = 1 << 21
+"""Pairs that wait to be sorted into the others: 32 MB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +48,7 @@ class Boilerplate:
     unit: Unit = "line"
     """Lines, or paragraphs between blank lines."""
     min_documents: int = 10
-    """Documents from which on a line that they share is boilerplate."""
+    """Documents from which on a line that they share is boilerplate; those that say exactly the same are one."""
     min_characters: int = 20
     """Fewest characters of a line that can be: "}" and "Example:" are shared by chance."""
     action: Literal["off", "strip", "remove"] = "off"
@@ -66,12 +81,12 @@ class LineKeys(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """In how many documents lines come up [U]."""
+    """Which different texts lines stand in: at most `min_documents` of each line, those with the smallest names [P]."""
 
     keys: U64
     """Names of lines, ascending."""
-    documents: I64
-    """Documents with the line in them."""
+    texts: U64
+    """Names of texts, ascending within a line."""
 
 
 class Stripped(NamedTuple):
@@ -98,22 +113,47 @@ def line_keys(text: str, config: Boilerplate) -> LineKeys:
     )
 
 
-def count(texts: Iterable[str], config: Boilerplate) -> Counts:
-    """Counts over the documents of a chunk: a line counts once a document, however often it is in it."""
-    keys = [np.unique(line_keys(text, config).keys) for text in texts]
-    return Counts(*_summed(np.concatenate([np.zeros(0, np.uint64), *keys])))
+def count(texts: Iterable[str], config: Boilerplate, rules: Normalization | None = None) -> Counts:
+    """Counts over the documents of a chunk: a line counts once a text, however often it is in it.
+
+    Args:
+        texts: gone through once.
+        config: what a line is, and from how many texts on it is boilerplate.
+        rules: differences that make no two texts of one: those that exact repeats may have.
+    """
+    rules = rules or Normalization()
+    counts, waiting, num_waiting = _NOTHING, list[Counts](), 0
+    coming = iter(texts)
+    while some := list(islice(coming, _TEXTS_AT_ONCE)):
+        said = b"".join(exact_keys(["text"] * len(some), some, rules))
+        names, _ = halves(np.frombuffer(said, np.uint8).reshape(len(some), KEY_BYTES))
+        keys = [np.unique(line_keys(text, config).keys) for text in some]
+        pairs = Counts(np.concatenate(keys), np.repeat(names, [len(of_one) for of_one in keys]))
+        waiting.append(pairs)
+        num_waiting += len(pairs.keys)
+        if num_waiting > max(_PAIRS_AT_ONCE, len(counts.keys)):
+            counts, waiting, num_waiting = merge([counts, *waiting], config), [], 0
+    return merge([counts, *waiting], config)
 
 
-def merge(counts: Sequence[Counts]) -> Counts:
+def merge(counts: Sequence[Counts], config: Boilerplate) -> Counts:
     """Counts of several chunks as one; exact, and the same in any order."""
-    keys = np.concatenate([np.zeros(0, np.uint64), *(some.keys for some in counts)])
-    documents = np.concatenate([np.zeros(0, np.int64), *(some.documents for some in counts)])
-    return Counts(*_summed(keys, documents))
+    keys = np.concatenate([_NOTHING.keys, *(some.keys for some in counts)])
+    texts = np.concatenate([_NOTHING.texts, *(some.texts for some in counts)])
+    order = np.lexsort((texts, keys))
+    keys, texts = keys[order], texts[order]
+    fresh = np.ones(len(keys), bool)
+    fresh[1:] = (keys[1:] != keys[:-1]) | (texts[1:] != texts[:-1])
+    keys, texts = keys[fresh], texts[fresh]
+    place = np.arange(len(keys)) - np.searchsorted(keys, keys)
+    few = place < config.min_documents
+    return Counts(keys[few], texts[few])
 
 
 def repeated(counts: Counts, config: Boilerplate) -> U64:
-    """Names of the lines that are boilerplate, ascending."""
-    return counts.keys[counts.documents >= config.min_documents]
+    """Names of the lines that are boilerplate, ascending [U]."""
+    keys, num_texts = np.unique(counts.keys, return_counts=True)
+    return keys[num_texts >= config.min_documents]
 
 
 def share(text: str, repeated_U: U64, config: Boilerplate) -> float:
@@ -164,10 +204,4 @@ def _contains(sorted_U: U64, keys: U64) -> NDArray[np.bool_]:
     return sorted_U[np.minimum(np.searchsorted(sorted_U, keys), len(sorted_U) - 1)] == keys
 
 
-def _summed(keys: U64, documents: I64 | None = None) -> tuple[U64, I64]:
-    unique, label = np.unique(keys, return_inverse=True)
-    if documents is None:
-        return unique, np.bincount(label, minlength=len(unique)).astype(np.int64)
-    total = np.zeros(len(unique), np.int64)
-    np.add.at(total, label, documents)
-    return unique, total
+_NOTHING = Counts(np.zeros(0, np.uint64), np.zeros(0, np.uint64))

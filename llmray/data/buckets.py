@@ -92,11 +92,16 @@ def shard_bounds(shard: int, num_shards: int) -> tuple[int, int]:
 def entries(folder: Path, base: int, original_R: NDArray[np.bool_], low: int, high: int) -> tuple[U64, I64]:
     """A chunk's names from `low` to `high` and the rows they belong to, of rows that are nobody's copy."""
     hashes_E = array(folder / "hashes.npy")
-    begin = int(np.searchsorted(hashes_E, np.uint64(low)))
-    end = int(np.searchsorted(hashes_E, np.uint64(high), side="right"))
-    rows_E = array(folder / "owners.npy")[begin:end].astype(np.int64) + base
+    inside = between(hashes_E, low, high)
+    rows_E = array(folder / "owners.npy")[inside].astype(np.int64) + base
     wanted = original_R[rows_E]
-    return np.asarray(hashes_E[begin:end])[wanted], rows_E[wanted]
+    return np.asarray(hashes_E[inside])[wanted], rows_E[wanted]
+
+
+def between(sorted_E: U64, low: int, high: int) -> slice:
+    """Where in sorted names those from `low` to `high` stand, `high` among them."""
+    begin = int(np.searchsorted(sorted_E, np.uint64(low)))
+    return slice(begin, int(np.searchsorted(sorted_E, np.uint64(high), side="right")))
 
 
 def meet(hashes_E: U64, rows_E: I64, rank_R: I64) -> tuple[I64, I64]:

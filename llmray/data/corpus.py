@@ -43,8 +43,8 @@ class CorpusMeasure(Protocol):
         Args:
             texts: texts of a chunk, or of a part of one.
             ids: content ids; texts with one id are one document.
-            total: documents of the whole corpus, where known: then a chunk keeps no more than its share of the sample.
-                The same for every chunk, or the result depends on the chunks.
+            total: different documents that are surveyed in all chunks, where known: then a chunk keeps no more than its
+                share of the sample. The same for every chunk, or the result depends on the chunks.
         """
 
     def merge(self, surveys: Sequence[Any]) -> Any:
@@ -89,8 +89,9 @@ def sample(
         ids: their content ids.
         most: documents of the whole sample.
         encode: codes and offsets of some texts; only those in the sample are encoded.
-        total: documents of the corpus, where known: a chunk then leaves out documents that will not be in the sample,
-            so that the surveys of a thousand chunks hold little more than one sample.
+        total: different documents of all chunks, where known: a chunk then leaves out documents that will not be in the
+            sample, so that the surveys of a thousand chunks hold little more than one sample. With too large a number
+            the sample is too small.
     """
     keys = [key_of(document_id) for document_id in ids]
     places = {key: place for place, key in enumerate(keys)}

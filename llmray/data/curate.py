@@ -1,4 +1,4 @@
-"""Curation on Ray: files in, a dataset snapshot out. This file is the only one of the package that curates with Ray.
+"""Curation on Ray: files in, a dataset snapshot out. This file and `tasks` are all of the package that curates with Ray.
 
     chunks -> PREPARE -> [SURVEY -> FIT -> SCORE] -> DECIDE -> VERIFY -> SETTLE -> OUTPUT
 
@@ -11,12 +11,15 @@ move all text to compare a few hashes), and an actor that collects (a retried ta
 
 import logging
 import os
+import pickle
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import ray
 from ray.data import DataContext
@@ -31,9 +34,10 @@ from llmray.data.limits import corpus_measures
 from llmray.data.outputs import bad_records, num_parts
 from llmray.data.places import Places, chunk_name, locate
 from llmray.data.prepare import judges_of
-from llmray.data.progress import EVERY_S, Progress
+from llmray.data.progress import Progress, rows_in_hand
 from llmray.data.readers import CHUNK_BYTES, Chunk, check_sources, chunks, expand
 from llmray.data.stages import Job
+from llmray.data.tasks import Call, finished, in_our_words, run_all
 from llmray.data.work import Work, locked, other_files, work_key
 from llmray.digest import canonical_json
 from llmray.errors import ConfigError, InputError, LLMRayError, UserError
@@ -46,7 +50,6 @@ NAMES_ALONE = 2_000_000
 """Bucket names up to which one task is as fast as several; measured in docs/design/curation.md."""
 NAMES_AT_MOST = 20_000_000
 """Bucket names that a task may have to sort, in some 65 bytes each."""
-_RETRIES = 8
 
 
 def curate(
@@ -113,11 +116,11 @@ def curate(
             _decide(job)
             settled = _settle(job)
             made = _publish(job, settled, root_uri, parents, onto)
-        except UserError:
-            work.remove()  # Started again, it would end the same way.
-            raise
-        except RayError as error:
-            if (ours := _ours(error)) is None:
+        except (LLMRayError, RayError) as error:
+            ours = in_our_words(error)
+            if isinstance(ours, UserError):
+                work.remove()  # Started again, it would end the same way.
+            if ours is None or ours is error:
                 raise
             raise ours from error
         work.remove()
@@ -129,15 +132,20 @@ def curate(
 
 def _prepare(pieces: Sequence[Chunk], config: CurateConfig, work: Work, base: str, onto: Artifact | None) -> Job:
     """Make the files of all chunks, in whatever order."""
+    if work.counts is not None:
+        shutil.rmtree(work.counts, ignore_errors=True)  # of workers that were killed
     waiting = [number for number in range(len(pieces)) if not work.has(chunk_name(number))]
     if len(waiting) < len(pieces):
         log.info("curate: %d of %d chunks are prepared already", len(pieces) - len(waiting), len(pieces))
     if config.boilerplate.action != "off":
         _count_lines(pieces, config, work)
     began = time.monotonic()
-    progress = Progress("prepare", sum(pieces[number].num_bytes or 0 for number in waiting))
-    for done in _prepared([{"number": number, "chunk": pieces[number]} for number in waiting], config, work):
-        progress.add(pieces[done["number"]].num_bytes or 0, done["rows"])
+    # A store may not say how large a file is: then each counts the same.
+    sizes = {number: pieces[number].num_bytes or 1 for number in waiting}
+    progress = Progress("prepare", sum(sizes.values()), in_hand=lambda: rows_in_hand(work.counts))
+    with progress.ticking(), closing(_prepared(pieces, waiting, config, work)) as prepared:
+        for number, rows in prepared:
+            progress.add(sizes[number], rows)
     log.debug("curate: prepare took %.1f s", time.monotonic() - began)
     facts = [work.facts(chunk_name(number)) for number in range(len(pieces))]
     places = locate(work, pieces, facts)
@@ -156,28 +164,42 @@ def _count_lines(pieces: Sequence[Chunk], config: CurateConfig, work: Work) -> N
     if work.has("repeated"):
         return
     calls = [(looks.lines, (config, work, number, piece)) for number, piece in enumerate(pieces)]
-    _run_all("lines", None, calls)
+    run_all("lines", work, None, calls, rows=lambda _, texts: int(texts))
     looks.repeated(config, work, len(pieces))
 
 
-def _prepared(items: Sequence[dict[str, Any]], config: CurateConfig, work: Work) -> Iterator[dict[str, int]]:
-    """What there is to say of each chunk, as they come."""
-    if len(items) <= ray.cluster_resources().get("CPU", 1):
+def _prepared(
+    pieces: Sequence[Chunk], waiting: Sequence[int], config: CurateConfig, work: Work
+) -> Generator[tuple[int, int], None, None]:
+    """Numbers of the chunks that waited, as they are done, and their rows. Closed early, it leaves nothing running."""
+    if len(waiting) <= ray.cluster_resources().get("CPU", 1):
         # All at once: a stream of blocks would take longer to set up than a small addition takes as a whole.
-        prepare = ray.remote(num_cpus=1, max_retries=_RETRIES)(_prepare_chunk)
-        yield from ray.get([prepare.remote(item, config, work) for item in items])
+        calls = [(stages.chunk, (config, work, number, pieces[number])) for number in waiting]
+        with closing(finished(None, calls)) as ended:
+            for at, facts in ended:
+                yield waiting[at], facts["rows"]
         return
+    items = [{"number": number, "chunk": pieces[number]} for number in waiting]
     with DataContext.current(_quiet(DataContext.get_current())):
-        dataset = ray.data.from_items(list(items), override_num_blocks=len(items)).map(
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
             _prepare_chunk, fn_kwargs={"config": config, "work": work}
         )
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield from batch.to_pylist()
+        # Closed, not left to the garbage collector: Ray Data then ends its tasks, and waits until they have ended.
+        with closing(iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))) as batches:
+            for batch in batches:
+                for done in batch.to_pylist():
+                    if done["error"]:
+                        raise pickle.loads(done["error"])  # noqa: S301 (by `_prepare_chunk`)
+                    yield done["number"], done["rows"]
 
 
-def _prepare_chunk(item: Mapping[str, Any], config: CurateConfig, work: Work) -> dict[str, int]:
-    facts = stages.chunk(config, work, item["number"], item["chunk"])
-    return {"number": item["number"], "rows": facts["rows"]}
+def _prepare_chunk(item: Mapping[str, Any], config: CurateConfig, work: Work) -> dict[str, Any]:
+    """A chunk as Ray Data's row; what is to be told the user is a value, since Ray Data loses the cause of an error."""
+    try:
+        facts = stages.chunk(config, work, item["number"], item["chunk"])
+    except LLMRayError as error:
+        return {"number": item["number"], "rows": 0, "error": pickle.dumps(error)}
+    return {"number": item["number"], "rows": facts["rows"], "error": b""}
 
 
 def _quiet(context: DataContext) -> DataContext:
@@ -202,12 +224,14 @@ def _check_rows(places: Places, uris: Sequence[str]) -> None:
 
 
 def _second_looks(job: Job) -> None:
-    numbers = range(job.places.num_chunks)
     measures = range(len(corpus_measures(job.config)))
+    each = [(measure, number) for measure in measures for number in range(job.places.num_chunks)]
+    held = np.diff(job.places.bases_C1).tolist()
     if measures:
-        _run("survey", looks.survey, job, [(measure, number) for measure in measures for number in numbers])
+        _run("surveyed", looks.surveyed, job, [()])
+        _run("survey", looks.survey, job, each, rows=lambda at, _: held[each[at][1]])
         _run("fit", looks.fit, job, [(measure,) for measure in measures])
-        _run("score", looks.score, job, [(measure, number) for measure in measures for number in numbers])
+        _run("score", looks.score, job, each, rows=lambda at, _: held[each[at][1]])
 
 
 def _decide(job: Job) -> None:
@@ -219,10 +243,11 @@ def _decide(job: Job) -> None:
         _run("judge", stages.judge, job, [()])
         _run("match", stages.shard, job, [(number, shards) for number in range(shards)])
         batches = _run("join", stages.join, job, [(shards,)])[0]
-    _run("verify", stages.verify, job, [(number,) for number in range(batches)])
+    _run("verify", stages.verify, job, [(number,) for number in range(batches)], rows=lambda _, compared: int(compared))
     if job.config.semantic.embedding is not None:
         _run("survivors", looks.survivors, job, [()])
-        _run("vectors", looks.vectors, job, [(number,) for number in range(job.places.num_chunks)])
+        chunks_of = [(number,) for number in range(job.places.num_chunks)]
+        _run("vectors", looks.vectors, job, chunks_of, rows=lambda _, embedded: int(embedded))
         _run("meanings", looks.meanings, job, [()])
 
 
@@ -253,13 +278,13 @@ def _publish(
     kept = 0 if onto is not None and not settled["kept"] else num_parts(settled["kept"], per_part)
     removed = num_parts(settled["removed"], per_part)
     shards = stages.index_shards(job, settled["kept"]) if kept else 0
-    calls: list[tuple[Callable[..., Any], tuple[int, ...]]] = [
+    calls: list[Call] = [
         *((stages.index_shard, (number, shards)) for number in range(shards)),
         *((stages.kept, (part,)) for part in range(kept)),
         *((stages.removed, (part,)) for part in range(removed)),
         (stages.clusters, ()),
     ]
-    _run_all("write", job, calls)
+    run_all("write", work, job, calls, rows=lambda _, written: int(written or 0))
     with artifact.draft("dataset", root_uri=root_uri) as draft:
         files = _Files(draft.folder)
         first = generation = 0
@@ -321,48 +346,15 @@ class _Files:
             shutil.copyfile(source, target)
 
 
-def _run(stage: str, function: Callable[..., Any], job: Job, calls: Sequence[tuple[int, ...]]) -> list[Any]:
+def _run(
+    stage: str,
+    function: Callable[..., Any],
+    job: Job,
+    calls: Sequence[tuple[int, ...]],
+    rows: Callable[[int, Any], int] = lambda _number, _result: 0,
+) -> list[Any]:
     """Call a function of `stages` for each tuple of arguments, as Ray tasks; results in order of the calls."""
-    return _run_all(stage, job, [(function, call) for call in calls])
-
-
-def _run_all(stage: str, job: Job | None, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
-    """The same for several functions; without a job, they are given their arguments alone."""
-    began = time.monotonic()
-    given = ray.put(job)
-    # More than there are cores, so that none waits for the driver; not all, so that a million pieces do not queue up.
-    window = 2 * max(8, int(ray.cluster_resources().get("CPU", 1)))
-    results: list[Any] = [None] * len(calls)
-    running: dict[Any, int] = {}
-    waiting = iter(enumerate(calls))
-    progress = Progress(stage, len(calls))
-    while True:
-        while len(running) < window and (following := next(waiting, None)) is not None:
-            number, (function, arguments) = following
-            running[_call.remote(function, given, arguments)] = number
-        if not running:
-            break
-        done, _ = ray.wait(list(running), timeout=EVERY_S)
-        for reference in done:
-            results[running.pop(reference)] = ray.get(reference)
-        progress.add(len(done))
-    log.debug("curate: %s took %.1f s", stage, time.monotonic() - began)
-    return results
-
-
-def _call_stage(function: Callable[..., Any], job: Job | None, arguments: tuple[Any, ...]) -> Any:
-    return function(*arguments) if job is None else function(job, *arguments)
-
-
-_call = ray.remote(num_cpus=1, max_retries=_RETRIES)(_call_stage)
-
-
-def _ours(error: BaseException) -> LLMRayError | None:
-    """What went wrong in a worker, said in our own words there."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, LLMRayError):
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return seen
+    return run_all(stage, job.work, job, [(function, call) for call in calls], rows=rows)
 
 
 def _plain(config: CurateConfig) -> dict[str, Any]:

@@ -3,16 +3,18 @@
 Rows are known by their numbers (`places`), in order of source and place, so nothing depends on how sources were cut or
 who read them. A row costs some hundred bytes here, so one task judges tens of millions; the bucket names, of which a
 row has twenty, are what is sharded (`buckets`). A row that exact rules or learned limits fail takes part in nothing
-further: it must be nobody's better copy. Which copy stays is a rank: what `config.keep` says, then the content id.
+further: it must be nobody's better copy, and contradicts no preference. Which copy stays is a rank: what `config.keep` says, then the content id.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from llmray.data import features
 from llmray.data.config import CurateConfig
@@ -57,10 +59,18 @@ class Fates:
 
     fate_R: I8
     matched_R: I64
-    """The kept row that each repeats; its own number where it repeats nothing."""
+    """The row that each was found to repeat; its own number where it repeats nothing. It stayed, or went by meaning."""
     similarity_R: F64
+    """How alike the two are."""
     cluster_R: I64
     """The best row of its cluster; its own number for a row without repeats, -1 for one that failed a rule."""
+
+    def kept_for(self, rows: I64) -> I64:
+        """The rows that stayed where some rows stand: those they repeat, or what those went for by meaning."""
+        kept = np.array(self.matched_R[rows])
+        new = kept < len(self.matched_R)
+        kept[new] = self.matched_R[kept[new]]
+        return kept
 
 
 def judge(
@@ -70,7 +80,7 @@ def judge(
     fixed: pa.Table,
     values: Mapping[str, F64],
     known: Limits,
-    old_exact: Sequence[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]],
+    old_exact: Iterable[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]],
 ) -> tuple[Judged, pa.Table, Limits]:
     """Judge rows by what is known of each.
 
@@ -90,10 +100,13 @@ def judge(
     sound[fixed["row"].to_numpy()] = False
     measures = {**{name: small[MEASURED + name] for name in learned}, **values}
     limits = learn_limits(config, kind_R, sound, measures, known)
-    failures = pa.concat_tables([fixed, unusual(limits, kind_R, measures), _conflicting(config, places)])
-    failures = failures.take(pa.array(np.argsort(failures["row"].to_numpy(), kind="stable")))
+    strange = unusual(limits, kind_R, measures)
     living = sound.copy()
-    living[failures["row"].to_numpy()] = False
+    living[strange["row"].to_numpy()] = False
+    contradicted = _conflicting(config, places, living)
+    living[contradicted["row"].to_numpy()] = False
+    failures = pa.concat_tables([fixed, strange, contradicted])
+    failures = failures.take(pa.array(np.argsort(failures["row"].to_numpy(), kind="stable")))
     rank_R = _rank(config, places, small)
     copy_of = np.arange(places.num_rows)
     if config.dedup.exact:
@@ -113,7 +126,8 @@ def settle(judged: Judged, verdicts: Sequence[Verdicts], meanings: Verdicts | No
 
     Args:
         meanings: what became of the rows that near repeats left, where they were compared by what they mean. A row that
-            had gone for one of them goes on naming it: that is the row whose words it repeats.
+            had gone for one of them goes on naming it, that being the row whose words it repeats, and follows it into
+            its cluster.
     """
     num_rows = len(judged.copy_of_R)
     everyone = np.arange(num_rows)
@@ -138,8 +152,7 @@ def settle(judged: Judged, verdicts: Sequence[Verdicts], meanings: Verdicts | No
         rows, gone = meanings.rows_C, meanings.kept_for_C != meanings.rows_C
         fate[rows[gone]] = SEMANTIC
         matched[rows[gone]], similarity[rows[gone]] = meanings.kept_for_C[gone], meanings.similarity_C[gone]
-        met = meanings.cluster_C != meanings.rows_C
-        cluster[rows[met]] = meanings.cluster_C[met]
+        cluster = _united(cluster, rows, meanings.cluster_C, judged.rank_R)
     return Fates(fate_R=fate, matched_R=matched, similarity_R=similarity, cluster_R=cluster)
 
 
@@ -157,14 +170,35 @@ def look_up(index: tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint
     return found
 
 
+def _united(cluster_R: I64, rows_C: I64, meaning_C: I64, rank_R: I64) -> I64:
+    """Clusters of near repeats and of one meaning, made one where they share a row, by their best row.
+
+    Both kinds are named by their best row, which no other cluster of its kind holds. So a row is the node of both.
+    """
+    near_C = cluster_R[rows_C]
+    other = near_C != meaning_C
+    if not other.any():
+        return cluster_R
+    nodes, node_2C = np.unique(np.concatenate((near_C[other], meaning_C[other])), return_inverse=True)
+    ends = (node_2C[: len(node_2C) // 2], node_2C[len(node_2C) // 2 :])
+    edges = sparse.coo_matrix((np.ones(len(ends[0]), np.int8), ends), shape=(len(nodes), len(nodes)))
+    _, label = csgraph.connected_components(edges.tocsr(), directed=False)
+    best_first = np.argsort(rank_R[nodes])
+    _, first = np.unique(label[best_first], return_index=True)
+    name = nodes[best_first[first]][label]
+    place = np.minimum(np.searchsorted(nodes, cluster_R), len(nodes) - 1)
+    return np.where(nodes[place] == cluster_R, name[place], cluster_R)
+
+
 def read_failed(places: Places) -> pa.Table:
     """The fixed rules that were failed, with numbers of rows."""
     return places.numbered("failed.arrow", FAILED)
 
 
-def _conflicting(config: CurateConfig, places: Places) -> pa.Table:
-    """Preferences that contradict others, as `FAILED`."""
+def _conflicting(config: CurateConfig, places: Places, living_R: NDArray[np.bool_]) -> pa.Table:
+    """Preferences that contradict others, as `FAILED`; one that goes for itself contradicts nobody."""
     pairs = places.numbered("pairs.arrow", PAIRS)
+    pairs = pairs.filter(pa.array(living_R[pairs["row"].to_numpy()]))
     found = [FAILED.empty_table()]
     if pairs.num_rows:
         keys = [fixed_bytes(pairs[name]).view(f"V{KEY_BYTES}").ravel() for name in PAIRS.names[1:]]

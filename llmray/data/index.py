@@ -6,7 +6,7 @@
     index/<generation>/bands-rows-<shard>.npy   whose they are
     index/<generation>/ids.npy                  content ids [K, 32]
     index/<generation>/segment.json             first row and part, number of rows, of rows in a part, and of shards
-    index/settings.json                         what the names were made with, and the learned limits
+    index/settings.json                         what the names were made with, the learned limits, and how they were learned
 
 Rows are numbered through all generations, in the snapshot's own order. A shard is a range of names, so that one task
 makes it. Curating against a snapshot adds a generation and leaves the older ones as they are. Everything is looked up
@@ -17,7 +17,7 @@ bytes that depend on the order of insertion), and merging generations (it would 
 import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from pyarrow import parquet
 
 from llmray.data.buckets import shard_bounds
 from llmray.data.config import CurateConfig
-from llmray.data.limits import Limits
+from llmray.data.limits import Limits, axes
 from llmray.data.places import near_texts
 from llmray.data.tables import KINDS, array
 from llmray.digest import canonical_json
@@ -150,7 +150,7 @@ FORMAT = 2
 
 
 def settings_of(config: CurateConfig) -> dict[str, Any]:
-    """What index entries depend on: a snapshot can only be added to with the same."""
+    """What index entries and learned limits depend on: a snapshot can only be added to with the same."""
     dedup = config.dedup
     plain: dict[str, Any] = json.loads(
         canonical_json(
@@ -163,6 +163,7 @@ def settings_of(config: CurateConfig) -> dict[str, Any]:
                 "dedup.shingling": dedup.shingling,
                 "dedup.num_bands": dedup.banding().num_bands,
                 "dedup.rows_per_band": dedup.banding().rows_per_band,
+                "statistics.min_rows": config.statistics.min_rows,
                 "seed": config.seed,
                 "format": FORMAT,
                 "Unicode": unicodedata.unidata_version,
@@ -181,7 +182,8 @@ def settings_bytes(config: CurateConfig, limits: Limits) -> bytes:
         }
         for rule, kinds in limits.items()
     }
-    return orjson.dumps({**settings_of(config), "limits": plain}, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2)
+    found = {**settings_of(config), "limits": plain, "axes": _axes(config)}
+    return orjson.dumps(found, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2)
 
 
 def open_index(folder: Path, config: CurateConfig) -> OldRows:
@@ -189,7 +191,7 @@ def open_index(folder: Path, config: CurateConfig) -> OldRows:
 
     Raises:
         InputError: the snapshot has no index.
-        ConfigError: the index was made with other settings.
+        ConfigError: the index was made with other settings, or its limits were learned in another way.
     """
     if not (folder / "index" / SETTINGS).is_file():
         raise InputError(
@@ -202,6 +204,15 @@ def open_index(folder: Path, config: CurateConfig) -> OldRows:
             raise ConfigError(
                 f"{name} is {_shown(value)}, and the snapshot that is added to was made with {_shown(old)}: set it to "
                 f"that, or curate everything anew"
+            )
+    for name, axis in _axes(config).items():
+        # A measure that was not asked for then has no limits yet; they are learned from what is added.
+        if (old := found.settings.get("axes", {}).get(name, axis)) != axis:
+            differs = next(field for field in axis if old[field] != axis[field])
+            raise ConfigError(
+                f"statistics: {differs} of the measure {name} is {_shown(axis[differs])}, and the limits of the snapshot "
+                f"that is added to, which stay, were learned with {_shown(old[differs])}: set statistics.mads, or the "
+                f"measure's own {differs}, to that, or curate everything anew"
             )
     return found
 
@@ -245,6 +256,11 @@ def segment_facts(*, old: OldRows | None, rows: int, rows_per_part: int, shards:
         "shards": shards,
     }
     return orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)
+
+
+def _axes(config: CurateConfig) -> dict[str, dict[str, Any]]:
+    """How the limits of each measure are learned, by the names of `Axis`."""
+    return {name: asdict(axis) for name, axis in axes(config).items()}
 
 
 def _number(value: float | None, missing: float) -> float:

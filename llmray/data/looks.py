@@ -2,8 +2,9 @@
 
 Pieces of the work folder like those of `stages`, for what not every curation asks for.
 
-    lines/<n>       before anything else: in how many texts of a chunk each line stands (`boilerplate`)
+    lines/<n>       before anything else: which texts of a chunk each line stands in (`boilerplate`)
     repeated        the lines that are boilerplate
+    surveyed        how many different rows pass the fixed rules
     survey/<m>/<n>  what the rows of a chunk have to say to a measure (`corpus`)
     fit/<m>         what it learned from all
     score/<m>/<n>   what it says of each row
@@ -21,11 +22,14 @@ import pyarrow as pa
 
 from llmray.data import boilerplate, decide, embedding
 from llmray.data.boilerplate import Counts
+from llmray.data.buckets import between, shard_bounds
 from llmray.data.components import resolve
 from llmray.data.config import CurateConfig
 from llmray.data.decide import KEPT
+from llmray.data.exact import halves
 from llmray.data.limits import corpus_measures
 from llmray.data.places import COMPARED, chunk_name, near_texts
+from llmray.data.progress import counting
 from llmray.data.readers import Chunk, Found, read_chunk
 from llmray.data.semantic import Embedded, semantic_pairs
 from llmray.data.stages import Job, near_verdicts, save
@@ -33,31 +37,63 @@ from llmray.data.tables import array, mapped
 from llmray.data.verify import Verdicts
 from llmray.data.work import Work
 
+PAIRS_AT_ONCE = 10_000_000
+"""Lines, with a text that each stands in, that are put together at once: about half a GB."""
+_EMBEDDED_AT_ONCE = 256
 
-def lines(config: CurateConfig, work: Work, number: int, what: Chunk) -> None:
-    """Count the lines of a chunk's texts."""
+
+def lines(config: CurateConfig, work: Work, number: int, what: Chunk) -> int:
+    """Count the lines of a chunk's texts; returns how many texts there are."""
     name = f"lines/{number:06d}"
-    if work.has(name):
-        return
-    records = read_chunk(what, config.reading)
-    texts = (one.row.text for one in records if isinstance(one, Found) and one.row.text is not None)
-    counted = boilerplate.count(texts, config.boilerplate)
+    if not work.has(name):
+        _lines(config, work, name, what)
+    return int(work.facts(name)["texts"])
+
+
+def _lines(config: CurateConfig, work: Work, name: str, what: Chunk) -> None:
+    num_texts = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal num_texts
+        for one in read_chunk(what, config.reading):
+            if isinstance(one, Found) and one.row.text is not None:
+                yield one.row.text
+                num_texts += 1
+                told(num_texts)
+
+    with counting(work.counts, name) as told:
+        counted = boilerplate.count(texts(), config.boilerplate, config.dedup.normalization)
     with work.piece(name) as piece:
         np.save(piece.folder / "keys.npy", counted.keys)
-        np.save(piece.folder / "documents.npy", counted.documents)
-        piece.finish()
+        np.save(piece.folder / "texts.npy", counted.texts)
+        piece.finish(texts=num_texts)
 
 
 def repeated(config: CurateConfig, work: Work, num_chunks: int) -> None:
-    """The lines that enough texts have."""
+    """The lines that enough texts have: range by range of their names, so that memory stays bounded."""
     if work.has("repeated"):
         return
     folders = [work.path(f"lines/{number:06d}") for number in range(num_chunks)]
-    counts = [Counts(np.load(folder / "keys.npy"), np.load(folder / "documents.npy")) for folder in folders]
-    keys = boilerplate.repeated(boilerplate.merge(counts), config.boilerplate)
+    shards = max(1, -(-sum(len(array(folder / "keys.npy")) for folder in folders) // PAIRS_AT_ONCE))
+    keys = [np.zeros(0, np.uint64)]
+    for shard in range(shards):
+        counts = [_lines_between(folder, *shard_bounds(shard, shards)) for folder in folders]
+        keys.append(boilerplate.repeated(boilerplate.merge(counts, config.boilerplate), config.boilerplate))
     with work.piece("repeated") as piece:
-        np.save(piece.folder / "keys.npy", keys)
+        np.save(piece.folder / "keys.npy", np.concatenate(keys))
         piece.finish()
+
+
+def surveyed(job: Job) -> int:
+    """How many different rows pass the fixed rules: those that measures of the whole corpus learn from."""
+    if not job.work.has("surveyed"):
+        sound = np.ones(job.places.num_rows, bool)
+        sound[decide.read_failed(job.places)["row"].to_numpy()] = False
+        # Half an id: that two different rows share one is rare, and the number may be one off.
+        high, _ = halves(job.places.small(["id"])["id"][sound])
+        with job.work.piece("surveyed") as piece:
+            piece.finish(rows=len(np.unique(high)))
+    return int(job.work.facts("surveyed")["rows"])
 
 
 def survey(job: Job, measure: int, number: int) -> None:
@@ -68,13 +104,15 @@ def survey(job: Job, measure: int, number: int) -> None:
     look = corpus_measures(job.config)[measure]
     folder = job.work.path(chunk_name(number))
     failed = mapped(folder / "failed.arrow")["row"].to_numpy()
-    surveys = []
-    for low, table in pieces_of(folder):
-        sound = np.ones(table.num_rows, bool)
-        sound[failed[(failed >= low) & (failed < low + table.num_rows)] - low] = False
-        rows = table.filter(pa.array(sound))
-        texts, ids = near_texts(rows, job.config).to_pylist(), rows["id"].to_pylist()
-        surveys.append(look.survey(texts, ids, total=job.places.num_rows))
+    surveys, total = [], surveyed(job)
+    with counting(job.work.counts, name) as told:
+        for low, table in pieces_of(folder):
+            told(low)
+            sound = np.ones(table.num_rows, bool)
+            sound[failed[(failed >= low) & (failed < low + table.num_rows)] - low] = False
+            rows = table.filter(pa.array(sound))
+            texts, ids = near_texts(rows, job.config).to_pylist(), rows["id"].to_pylist()
+            surveys.append(look.survey(texts, ids, total=total))
     with job.work.piece(name) as piece:
         (piece.folder / "surveys.pickle").write_bytes(pickle.dumps([look.merge(surveys)] if surveys else []))
         piece.finish()
@@ -102,10 +140,12 @@ def score(job: Job, measure: int, number: int) -> None:
         return
     model = pickle.loads((job.work.path(f"fit/{measure}") / "model.pickle").read_bytes())  # noqa: S301 (by `fit`)
     look = corpus_measures(job.config)[measure]
-    values = [
-        np.asarray(look.score(near_texts(table, job.config).to_pylist(), table["id"].to_pylist(), model), np.float64)
-        for _, table in pieces_of(job.work.path(chunk_name(number)))
-    ]
+    values = []
+    with counting(job.work.counts, name) as told:
+        for low, table in pieces_of(job.work.path(chunk_name(number))):
+            told(low)
+            texts, ids = near_texts(table, job.config).to_pylist(), table["id"].to_pylist()
+            values.append(np.asarray(look.score(texts, ids, model), np.float64))
     with job.work.piece(name) as piece:
         np.save(piece.folder / "values.npy", np.concatenate([np.zeros(0), *values]))
         piece.finish()
@@ -122,21 +162,34 @@ def survivors(job: Job) -> None:
         piece.finish()
 
 
-def vectors(job: Job, number: int) -> None:
-    """Embeddings of the survivors of a chunk, in order of their numbers; zeros where there is nothing to compare."""
+def vectors(job: Job, number: int) -> int:
+    """Embeddings of the survivors of a chunk, in order of their numbers; zeros where there is nothing to compare.
+
+    Returns how many there are.
+    """
     name = f"vectors/{number:06d}"
-    if job.work.has(name):
-        return
+    if not job.work.has(name):
+        _vectors(job, number, name)
+    return int(job.work.facts(name)["rows"])
+
+
+def _vectors(job: Job, number: int, name: str) -> None:
     assert job.config.semantic.embedding is not None
     survivors_S = np.sort(array(job.work.path("survivors") / "rows.npy"))
     low, high = np.searchsorted(survivors_S, job.places.bases_C1[number : number + 2])
     rows = survivors_S[low:high]
     texts = job.places.compared_texts(rows, job.config).to_pylist() if len(rows) else []
-    made_ND = embedding.embed(embedding.load(job.config.semantic.embedding), texts).astype(np.int16)
+    embedder = embedding.load(job.config.semantic.embedding)
+    made = []
+    with counting(job.work.counts, name) as told:
+        for begin in range(0, max(1, len(texts)), _EMBEDDED_AT_ONCE):
+            told(begin)
+            made.append(embedding.embed(embedder, texts[begin : begin + _EMBEDDED_AT_ONCE]).astype(np.int16))
+    made_ND = np.concatenate(made)
     made_ND[[not text.strip() for text in texts]] = 0
     with job.work.piece(name) as piece:
         np.save(piece.folder / "vectors.npy", made_ND)
-        piece.finish()
+        piece.finish(rows=len(rows))
 
 
 def meanings(job: Job) -> None:
@@ -168,6 +221,13 @@ def meanings(job: Job) -> None:
         )
         save(piece.folder, verdicts)
         piece.finish()
+
+
+def _lines_between(folder: Path, low: int, high: int) -> Counts:
+    """A chunk's lines of a range of names, copied: a mapped file would stay open."""
+    keys, texts = array(folder / "keys.npy"), array(folder / "texts.npy")
+    inside = between(keys, low, high)
+    return Counts(np.array(keys[inside]), np.array(texts[inside]))
 
 
 def pieces_of(folder: Path) -> Iterator[tuple[int, pa.Table]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyarrow import compute, parquet
 
 from llmray.data import index
-from llmray.data.buckets import shard_bounds
+from llmray.data.buckets import between, shard_bounds
 from llmray.data.config import CurateConfig
 from llmray.data.decide import EXACT, FAILED_RULES, NEAR, SEMANTIC, Fates
 from llmray.data.exact import halves
@@ -69,11 +69,13 @@ def write_clusters(path: Path, places: Places, fates: Fates, old: OldRows | None
         for low in range(0, max(1, len(rows)), _CLUSTER_ROWS):
             some = rows[low : low + _CLUSTER_ROWS]
             source, row = places.source_and_row(some)
+            kept, matched = fates.kept_for(some), np.asarray(fates.matched_R[some])
             columns = {
                 "cluster": hexadecimal(ids_of(places, old, fates.cluster_R[some])),
                 "id": hexadecimal(places.ids(some)),
-                "kept_id": hexadecimal(ids_of(places, old, fates.matched_R[some])),
-                "similarity": pa.array(np.asarray(fates.similarity_R[some])),
+                "kept_id": hexadecimal(ids_of(places, old, kept)),
+                # Measured with the row that this one repeats; with what that one went for it was not.
+                "similarity": pa.array(np.asarray(fates.similarity_R[some]), mask=kept != matched),
                 "source": source,
                 "row": pa.array(row),
             }
@@ -146,7 +148,7 @@ def write_index_shard(
     for chunk in range(places.num_chunks):
         path = places.work.path(chunk_name(chunk))
         hashes = array(path / "hashes.npy")
-        inside = slice(*np.searchsorted(hashes, np.array(shard_bounds(shard, shards), np.uint64)))
+        inside = between(hashes, *shard_bounds(shard, shards))
         owner = number_R[array(path / "owners.npy")[inside].astype(np.int64) + places.bases_C1[chunk]]
         names.append(np.asarray(hashes[inside])[owner >= 0])
         owners.append(owner[owner >= 0])

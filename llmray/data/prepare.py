@@ -104,16 +104,21 @@ def _evaluations(config: Contamination, stamps: tuple[str, ...]) -> EvalIndex | 
     return contamination.load(config) if config.sets else None
 
 
-def prepare_chunk(chunk: Chunk, judges: Judges, folder: Path) -> dict[str, Any]:
+def prepare_chunk(chunk: Chunk, judges: Judges, folder: Path, told: Callable[[int], None]) -> dict[str, Any]:
     """Write a chunk's files; returns how many lines and rows it has, records that are no rows, bucket names.
 
     Under `personal` stands how much personal data was found, by kind.
+
+    Args:
+        told: called now and then with the number of rows so far.
     """
     records = read_chunk(chunk, judges.config.reading)
-    return {**prepare_records(iter(records), judges, folder), "lines": records.num_held}
+    return {**prepare_records(iter(records), judges, folder, told), "lines": records.num_held}
 
 
-def prepare_records(records: Iterator[Record], judges: Judges, folder: Path) -> dict[str, Any]:
+def prepare_records(
+    records: Iterator[Record], judges: Judges, folder: Path, told: Callable[[int], None]
+) -> dict[str, Any]:
     """Write the files of some records."""
     pairs: list[pa.Table] = []
     private: Counter[str] = Counter()
@@ -140,6 +145,7 @@ def prepare_records(records: Iterator[Record], judges: Judges, folder: Path) -> 
             pairs.append(_pairs(rows, num_rows, judges))
             buckets.append(_buckets(rows, num_rows, failures, content, judges))
             num_rows += len(rows)
+            told(num_rows)
             yield content
 
     write_batches(folder / "content.arrow", CONTENT, contents())

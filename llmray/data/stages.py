@@ -36,6 +36,7 @@ from llmray.data.limits import Limits, corpus_measures
 from llmray.data.page import render
 from llmray.data.places import Places, chunk_name
 from llmray.data.prepare import judges_of, prepare_chunk
+from llmray.data.progress import counting
 from llmray.data.readers import Chunk
 from llmray.data.report import Compared, account
 from llmray.data.tables import array, mapped, write_table
@@ -68,10 +69,10 @@ def chunk(config: CurateConfig, work: Work, number: int, what: Chunk) -> dict[st
     """Prepare a chunk; returns how many lines, rows, bad records and bucket names it has."""
     name = chunk_name(number)
     if not work.has(name):
-        with work.piece(name) as piece:
+        with work.piece(name) as piece, counting(work.counts, name) as told:
             wanted = config.boilerplate.action != "off"
             repeated = np.load(work.path("repeated") / "keys.npy") if wanted else None
-            piece.finish(**prepare_chunk(what, judges_of(config, repeated), piece.folder))
+            piece.finish(**prepare_chunk(what, judges_of(config, repeated), piece.folder, told))
     facts: dict[str, int] = work.facts(name)
     return facts
 
@@ -90,7 +91,7 @@ def judge(job: Job) -> None:
         )
         for measure, look in enumerate(corpus_measures(job.config))
     }
-    known, exact = ({}, []) if job.old is None else (job.old.limits, list(job.old.exact()))
+    known, exact = ({}, ()) if job.old is None else (job.old.limits, job.old.exact())
     judged, failures, learned = decide.judge(
         job.config, places, fixed=decide.read_failed(places), values=values, known=known, old_exact=exact
     )
@@ -155,11 +156,15 @@ def decide_at_once(job: Job) -> int:
     return join(job, 1)
 
 
-def verify(job: Job, number: int) -> None:
-    """Compare the documents of a batch."""
+def verify(job: Job, number: int) -> int:
+    """Compare the documents of a batch; returns how many there are."""
     name = f"verify/{number:06d}"
-    if job.work.has(name):
-        return
+    if not job.work.has(name):
+        _verify(job, number, name)
+    return int(job.work.facts(name)["documents"])
+
+
+def _verify(job: Job, number: int, name: str) -> None:
     judged = job.work.path("judged")
     old = job.old
     made = verify_batch(
@@ -172,7 +177,8 @@ def verify(job: Job, number: int) -> None:
     )
     with job.work.piece(name) as piece:
         save(piece.folder, made)
-        piece.finish(num_candidates=made.num_candidates, num_skipped=made.num_skipped)
+        documents = len(made.rows_C)
+        piece.finish(documents=documents, num_candidates=made.num_candidates, num_skipped=made.num_skipped)
 
 
 def settle(job: Job) -> dict[str, Any]:
@@ -215,27 +221,27 @@ def settle(job: Job) -> dict[str, Any]:
     return found
 
 
-def kept(job: Job, part: int) -> None:
-    """A part of the kept rows."""
-    name = f"kept/{part:05d}"
+def kept(job: Job, part: int) -> int:
+    """A part of the kept rows; returns how many they are."""
+    name, rows = f"kept/{part:05d}", _part(job, "kept_rows.npy", part)
     if not job.work.has(name):
         with job.work.piece(name) as piece:
-            rows = _part(job, "kept_rows.npy", part)
             outputs.write_kept(piece.folder / "part.parquet", job.places, rows, job.config)
             piece.finish(sha256=digest_file(piece.folder / "part.parquet"))
+    return len(rows)
 
 
-def removed(job: Job, part: int) -> None:
-    """A part of the removed rows."""
-    name = f"removed/{part:05d}"
+def removed(job: Job, part: int) -> int:
+    """A part of the removed rows; returns how many they are."""
+    name, rows = f"removed/{part:05d}", _part(job, "removed_rows.npy", part)
     if not job.work.has(name):
         with job.work.piece(name) as piece:
-            rows = _part(job, "removed_rows.npy", part)
             failures = mapped(job.work.path("judged") / "failures.arrow")
             outputs.write_removed(
                 piece.folder / "part.parquet", job.places, rows, fates=_fates(job), failures=failures, old=job.old
             )
             piece.finish(sha256=digest_file(piece.folder / "part.parquet"))
+    return len(rows)
 
 
 def clusters(job: Job) -> None:
@@ -276,7 +282,8 @@ def near_verdicts(job: Job) -> tuple[Judged, list[Verdicts], Compared]:
     for number in range(facts["batches"]):
         name = f"verify/{number:06d}"
         said = job.work.facts(name)
-        arrays = _load(job.work.path(name), Verdicts)
+        # Copied: a mapped array keeps its file open, and batches are many.
+        arrays = {field: np.array(some) for field, some in _load(job.work.path(name), Verdicts).items()}
         verdicts.append(Verdicts(**arrays, num_candidates=said["num_candidates"], num_skipped=said["num_skipped"]))
     compared = Compared(
         num_candidates=sum(verdict.num_candidates for verdict in verdicts),

@@ -68,7 +68,8 @@ REMOVED = pa.schema(
         ("excerpt", pa.string()),
     ]
 )
-"""Rows that went: all rules that they failed, or the row that they repeat (`exact`, `near` or `semantic`)."""
+"""Rows that went: all rules that they failed, or the row that they repeat (`exact`, `near` or `semantic`), and how
+alike the two are. That row stayed, or it went by meaning: then it is here too, and names the one that stayed."""
 
 CLUSTERS = pa.schema(
     [
@@ -80,7 +81,9 @@ CLUSTERS = pa.schema(
         ("row", pa.int64()),
     ]
 )
-"""Every row of every cluster of repeats; a row whose `kept_id` is its own `id` stayed, or is that row's exact copy."""
+"""Every row of every cluster of repeats. `kept_id` is a row that stayed: where it is the row's own `id`, this one stayed,
+or is that row's exact copy. A row may repeat one that went for another by meaning: then `kept_id` is that other, and
+`similarity` is null, since these two were not compared; the removed row names what it repeats, and how closely."""
 
 CONTENT = pa.schema([("id", pa.binary(ID_BYTES)), ("kind", pa.int8()), *(SNAPSHOT.field(name) for name in SAID)])
 """What the rows of a chunk say; the only table that holds text."""

@@ -28,6 +28,7 @@ from llmray.digest import canonical_json, digest_bytes, digest_file, digest_of
 log = logging.getLogger(__name__)
 
 DONE = "done.json"
+COUNTS = ".counts"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +58,11 @@ class Work:
             if piece.facts is not None:
                 (folder / DONE).write_bytes(orjson.dumps(piece.facts, option=orjson.OPT_SORT_KEYS))
                 storage.publish_folder(folder, storage.join(self.uri, name), last=DONE)
+
+    @property
+    def counts(self) -> Path | None:
+        """Where workers write how far they are in what is not done (`progress`); nowhere in an object store."""
+        return storage.local_path(self.uri) / COUNTS if storage.is_local(self.uri) else None
 
     def remove(self) -> None:
         """Everything goes."""

@@ -84,6 +84,7 @@ def run_stages(
             onto=onto,
         )
         for look in range(len(config.second_look)):
+            looks.surveyed(job)
             for number in range(len(pieces)):
                 looks.survey(job, look, number)
             looks.fit(job, look)

@@ -3,6 +3,7 @@
 import gzip
 import os
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pyarrow import parquet
 from llmray import artifact
 from llmray.artifact import Artifact
 from llmray.data.config import CurateConfig, Dedup
+from llmray.data.readers import Chunk
 from llmray.data.rules import Outliers
 from llmray.data.snapshot import dataset, load_rows
 from llmray.errors import ConfigError, InputError, NotFoundError
@@ -245,6 +247,46 @@ def test_nothing_to_curate(
         run([write_lines("junk.jsonl", [{"text": ""}, {"text": " "}])])
     assert not (llmray_home / "artifacts" / "dataset").exists()
     assert list((llmray_home / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 20, 300])
+def test_what_a_worker_cannot_read_is_said_in_its_words_and_no_work_is_left(
+    ray_cluster: None, sources: list[str], llmray_home: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    from llmray.data import curate as module
+
+    there = module.chunks
+
+    def with_one_gone(uri: str, name: str, **given: Any) -> list[Chunk]:
+        found: list[Chunk] = there(uri, name, **given)
+        return [*found, Chunk(uri=f"{uri}.gone", source=name)]
+
+    monkeypatch.setattr(module, "chunks", with_one_gone)
+    with pytest.raises(NotFoundError) as raised:
+        run(sources[:1], chunk_bytes=chunk_bytes)
+    assert str(raised.value) == f"{sources[0]}.gone does not exist"
+    assert list((llmray_home / "work").iterdir()) == []
+
+
+def test_tasks_that_run_are_taken_back_when_one_fails(ray_cluster: None, tmp_path: Path) -> None:
+    from llmray.data.tasks import finished
+
+    def goes_on(folder: Path) -> None:
+        (folder / "began").touch()
+        try:
+            while True:
+                threading.Event().wait(0.01)
+        finally:
+            (folder / "ended").touch()
+
+    def fails(folder: Path) -> None:
+        while not (folder / "began").exists():
+            threading.Event().wait(0.01)
+        raise InputError("broken")
+
+    with pytest.raises(InputError, match="broken"):
+        list(finished(None, [(goes_on, (tmp_path,)), (fails, (tmp_path,))]))
+    assert (tmp_path / "ended").exists()
 
 
 @pytest.mark.data

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llmray.data import buckets as module
 from llmray.data import verify as verify_module
-from llmray.data.buckets import Buckets, deal, meet, meet_old, shard_bounds, unite
+from llmray.data.buckets import Buckets, between, deal, meet, meet_old, shard_bounds, unite
 from llmray.data.config import CurateConfig, Dedup
 from llmray.data.minhash import Shingling
 from llmray.data.verify import verify_batch
@@ -49,6 +49,13 @@ def test_shards_find_what_one_finds(entries: list[tuple[int, int]], order: list[
     truth = {tuple(sorted(rows, key=lambda row: order[row])) for rows in by_name.values() if len(rows) > 1}
     assert set(united) == truth
     assert len(united) == len(truth)
+
+
+@given(st.lists(NAMES, max_size=20), st.integers(1, 5))
+def test_the_last_name_of_a_shard_belongs_to_it(names: list[int], shards: int) -> None:
+    ordered = np.sort(np.array(names, np.uint64))
+    found = [ordered[between(ordered, *shard_bounds(shard, shards))].tolist() for shard in range(shards)]
+    assert [name for some in found for name in some] == sorted(names)
 
 
 def test_the_bounds_of_shards_leave_nothing_out() -> None:

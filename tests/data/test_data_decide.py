@@ -3,17 +3,20 @@
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pure_curation import Curated, curate_purely
 
 from llmray.data.config import CurateConfig, Dedup
+from llmray.data.decide import KEPT, NEAR, SEMANTIC, Judged, settle
 from llmray.data.features import Statistics
 from llmray.data.minhash import Shingling
 from llmray.data.normalize import Normalization
 from llmray.data.rows import Row, parse_row
 from llmray.data.rules import Outliers
+from llmray.data.verify import Verdicts
 from llmray.errors import ConfigError
 
 NO_RULES = CurateConfig(outliers=Outliers(rules=()), statistics=Statistics(measures=()))
@@ -31,6 +34,28 @@ def fate(made: Curated, record: dict[str, Any]) -> tuple[str, str]:
         return "kept", id_
     row = next(row for row in made.removed if row["id"] == id_)
     return row["match"] or "rule", row["matched_id"] or id_
+
+
+def test_clusters_of_words_and_of_meanings_are_one_where_they_share_a_row() -> None:
+    rows = np.arange(8)
+    # The higher the number, the better. Words: 6 with 5 and 4, of which 4 stays; 3 with 2. Row 0 is a copy of 5.
+    copy_of = np.array([5, 1, 2, 3, 4, 5, 6, 7])
+    judged = Judged(kind_R=np.zeros(8, np.int8), length_R=rows, rank_R=7 - rows, living_R=rows >= 0, copy_of_R=copy_of)
+
+    def verdicts(rows: list[int], kept: list[int], alike: list[float], cluster: list[int]) -> Verdicts:
+        named = (np.array(some) for some in (rows, kept, alike, cluster))
+        names = ("rows_C", "kept_for_C", "similarity_C", "cluster_C")
+        return Verdicts(**dict(zip(names, named, strict=True)), num_candidates=0, num_skipped=0)
+
+    near = [verdicts([6, 5, 4], [6, 6, 4], [1, 0.9, 1], [6, 6, 6]), verdicts([3, 2], [3, 3], [1, 0.85], [3, 3])]
+    meanings = verdicts([7, 6, 4, 3, 1], [7, 7, 4, 4, 1], [1, 0.97, 1, 0.96, 1], [7, 7, 4, 4, 1])
+    fates = settle(judged, near, meanings)
+    assert fates.fate_R.tolist() == [NEAR, KEPT, NEAR, SEMANTIC, KEPT, NEAR, SEMANTIC, KEPT]
+    assert fates.matched_R.tolist() == [6, 1, 3, 4, 4, 6, 7, 7]
+    assert fates.similarity_R.tolist() == [0.9, 1, 0.85, 0.96, 1, 0.9, 0.97, 1]
+    assert fates.cluster_R.tolist() == [7, 1, 7, 7, 7, 7, 7, 7]
+    assert fates.kept_for(rows).tolist() == [7, 1, 4, 4, 4, 7, 7, 7]
+    assert settle(judged, near).cluster_R.tolist() == [6, 1, 3, 3, 6, 6, 6, 7]
 
 
 def test_the_longer_copy_stays() -> None:

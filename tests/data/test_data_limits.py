@@ -1,6 +1,8 @@
 """Learned limits: of measures of one's own and of measures that see the whole corpus first."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from pure_curation import curate_purely
 
 from llmray.data.config import CurateConfig
 from llmray.data.features import Learned, Statistics
+from llmray.data.index import SETTINGS, open_index, settings_bytes
 from llmray.data.limits import learn_limits
 from llmray.data.robust import Axis
 from llmray.data.rules import Outliers
@@ -108,6 +111,43 @@ def test_limits_that_are_known_are_kept() -> None:
     assert 0 < learned["length"]["text"][0] < 100
     known = {"length": {"text": (1.0, 2.0)}}
     assert learn_limits(config, kinds, sound, lengths, known) == known
+
+
+@pytest.mark.parametrize(
+    ("statistics", "complaint"),
+    [
+        (Statistics(mads=3.0), r"mads of the measure length is 3\.0, and .* with 5\.0: set statistics\.mads"),
+        (Statistics(min_rows=50), "statistics.min_rows is 50, and .* was made with 20"),
+        (Statistics(measures=(f"{__name__}:SHOUTING",)), None),
+        (Statistics(measures=()), None),
+    ],
+)
+def test_limits_are_not_added_to_that_were_learned_in_another_way(
+    tmp_path: Path, statistics: Statistics, complaint: str | None
+) -> None:
+    (tmp_path / "index").mkdir()
+    limits = {"length": {"text": (1.0, float("inf"))}}
+    (tmp_path / "index" / SETTINGS).write_bytes(settings_bytes(CurateConfig(), limits))
+    assert open_index(tmp_path, CurateConfig()).limits == limits
+    if complaint is None:
+        open_index(tmp_path, CurateConfig(statistics=statistics))
+        return
+    with pytest.raises(ConfigError, match=complaint):
+        open_index(tmp_path, CurateConfig(statistics=statistics))
+
+
+def test_the_number_that_decides_is_the_measures_own_where_it_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def config(mads: float) -> CurateConfig:
+        return CurateConfig(statistics=Statistics(measures=(f"{__name__}:SHOUTING",), mads=mads))
+
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / SETTINGS).write_bytes(settings_bytes(config(5), {}))
+    open_index(tmp_path, config(3))
+    monkeypatch.setattr(f"{__name__}.SHOUTING", replace(SHOUTING, side="both"))
+    with pytest.raises(ConfigError, match=r'side of the measure shouting is "both", and .* with "high"'):
+        open_index(tmp_path, config(5))
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,22 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import orjson
 import pytest
+from pure_curation import run_stages
 
-from llmray.data.config import CurateConfig
+from llmray.data import buckets
+from llmray.data.config import CurateConfig, Dedup
 from llmray.data.contamination import Contamination
 from llmray.data.neighbours import EmbeddingOutliers
-from llmray.data.progress import EVERY_S, Progress
+from llmray.data.progress import EVERY_S, Progress, counting, rows_in_hand
 from llmray.data.semantic import Semantic
+from llmray.data.stages import near_verdicts
 from llmray.data.work import Work, locked, other_files, work_key
+from llmray.errors import ConfigError
 
 
 def test_a_piece_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -103,6 +109,19 @@ def test_code_of_ones_own_is_part_of_the_name(tmp_path: Path, monkeypatch: pytes
     assert work_key(config, []) != one
 
 
+def test_verdicts_of_many_batches_keep_no_file_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(buckets, "deal", partial(buckets.deal, characters=1))
+    rows = [{"text": " ".join(f"w{at % 40}{word}" for word in range(30))} for at in range(80)]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    config = CurateConfig(dedup=Dedup(exact=False))
+    with run_stages([str(tmp_path / "a.jsonl")], config) as (job, settled):
+        assert settled["report"]["repeats"]["near"] == 40
+        before = len(list(Path("/dev/fd").iterdir()))
+        _, verdicts, _ = near_verdicts(job)
+        assert len(verdicts) == 40
+        assert len(list(Path("/dev/fd").iterdir())) < before + 20
+
+
 def test_progress_is_told_now_and_then() -> None:
     now, told = [0.0], list[str]()
     progress = Progress("prepare", 1000, tell=told.append, clock=lambda: now[0])
@@ -110,9 +129,61 @@ def test_progress_is_told_now_and_then() -> None:
     assert told == []
     now[0] = EVERY_S * 5
     progress.add(150, 50)
-    assert told == ["curate: prepare 25%, 100 rows, 10 rows/s, 0:30 left"]
+    assert told == ["curate: prepare 25%, 100 rows, 10 rows/s, 0:10 so far, 0:30 left"]
     progress.add(250)
     assert len(told) == 1
     now[0] = EVERY_S * 10
     progress.add(500)
     assert len(told) == 1  # what is done needs no time left
+
+
+def test_progress_is_told_while_nothing_is_done(tmp_path: Path) -> None:
+    now, told, heard = [0.0], list[str](), threading.Event()
+
+    def tell(line: str) -> None:
+        told.append(line)
+        heard.set()
+
+    counts = tmp_path / "work" / ".counts"
+    progress = Progress("prepare", 7, in_hand=lambda: rows_in_hand(counts), tell=tell, clock=lambda: now[0])
+    with counting(counts, "chunks/000001", clock=lambda: now[0]) as one, counting(counts, "chunks/000002") as other:
+        one(4000)
+        other(10)
+        assert not counts.exists()  # a piece that is soon done need write nothing
+        now[0] = EVERY_S
+        one(9000)
+        progress.tick()
+        now[0] = 90.0
+        one(18_000)
+        with progress.ticking():
+            heard.clear()
+            assert heard.wait(60)
+    assert told == [
+        "curate: prepare 0%, 9,000 rows, 4,500 rows/s, 0:02 so far",
+        "curate: prepare 0%, 18,000 rows, 200 rows/s, 1:30 so far",
+    ]
+    assert rows_in_hand(counts) == 0
+    assert list(counts.iterdir()) == []
+    with counting(None, "chunks/000003", clock=lambda: now[0]) as nobody:
+        now[0] += EVERY_S
+        nobody(1)
+    assert rows_in_hand(None) == 0
+
+
+def test_what_a_worker_says_is_said_again_without_a_traceback() -> None:
+    from ray.exceptions import RayTaskError, UserCodeException
+
+    from llmray.data.tasks import in_our_words
+
+    def raised(cause: Exception) -> Exception:
+        failed = RayTaskError("f", "a traceback", cause, proctitle="ray::f", pid=1, ip="127.0.0.1")
+        return failed.as_instanceof_cause()
+
+    said = ConfigError("mend this")
+    assert isinstance(raised(said), ConfigError)
+    assert in_our_words(raised(said)) is said
+    assert in_our_words(said) is said
+    wrapped = UserCodeException("the function failed")
+    wrapped.__cause__ = said
+    assert in_our_words(raised(wrapped)) is said
+    assert in_our_words(raised(KeyError("no words of ours"))) is None
