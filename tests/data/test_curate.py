@@ -259,12 +259,12 @@ def test_what_a_worker_cannot_read_is_said_in_its_words_and_no_work_is_left(
 
     def with_one_gone(uri: str, name: str, **given: Any) -> list[Chunk]:
         found: list[Chunk] = there(uri, name, **given)
-        return [*found, Chunk(uri=f"{uri}.gone", source=name)]
+        return [*found, Chunk(uri=f"{uri}.gone.jsonl", source=name)]
 
     monkeypatch.setattr(module, "chunks", with_one_gone)
     with pytest.raises(NotFoundError) as raised:
         run(sources[:1], chunk_bytes=chunk_bytes)
-    assert str(raised.value) == f"{sources[0]}.gone does not exist"
+    assert str(raised.value) == f"{sources[0]}.gone.jsonl does not exist"
     assert list((llmray_home / "work").iterdir()) == []
 
 
