@@ -13,7 +13,7 @@ from llmray.align.spec import AlignSpec
 from llmray.artifact import Artifact
 from llmray.errors import LLMRayError
 from llmray.train import frame
-from llmray.train.run_folder import EXPORT, METRICS, Line, OnReport, read_metrics
+from llmray.train.run_folder import EXPORT, METRICS, Line, OnReport, read_metrics, too_high
 
 if TYPE_CHECKING:
     from llmray.align.loop import Outcome
@@ -63,7 +63,7 @@ def align(
     Raises:
         ConfigError: the folder belongs to another spec, or an option does not fit the model.
         InputError: the data or the model cannot be used.
-        DivergedError: the loss became NaN.
+        DivergedError: the loss, its gradient or the weights became NaN or infinite, or the loss stayed too high.
         LLMRayError: workers died more often than allowed.
     """
     done = frame.run(WORK, spec, run_dir=run_dir, root_uri=root_uri, on_report=on_report, max_failures=max_failures)
@@ -85,7 +85,7 @@ def align(
 def progress_text(line: Line, spec: AlignSpec) -> str:
     """A line of metrics for a person."""
     return (
-        f"step {line['step']}/{spec.max_steps}, loss {line['loss']:.3f}, "
+        f"step {line['step']}/{spec.max_steps}, loss {line['loss']:.3f}{too_high(line)}, "
         f"chosen preferred {line['rewards/accuracies']:.0%}, margin {line['rewards/margins']:+.3f}"
     )
 

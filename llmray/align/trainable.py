@@ -11,6 +11,7 @@ from typing import Any
 from llmray.align.spec import AlignSpec
 from llmray.data.snapshot import load_rows
 from llmray.errors import InputError
+from llmray.train.packing import Row
 from llmray.train.template import check_template
 
 
@@ -18,6 +19,8 @@ from llmray.train.template import check_template
 class Trainable:
     conversations: Sequence[Mapping[str, Any]]
     """`prompt`, `chosen` and `rejected`, each a list of one role/content message: the form that TRL renders."""
+    rows: Sequence[Row]
+    """Where each comes from."""
     counts: Mapping[str, int]
     """Rows read; left out because the prompt is too long or the answers are alike once cut; cut; and pairs used."""
 
@@ -29,13 +32,15 @@ def trainable_pairs(spec: AlignSpec, tokenizer: Any) -> Trainable:
         InputError: there are none, no answer fits into `align.max_length`, or the tokenizer has no usable template.
     """
     check_template(tokenizer)
-    columns = ["id", "prompt", "chosen", "rejected"]
+    columns = ["id", "prompt", "chosen", "rejected", "source", "row"]
     rows = load_rows(spec.data, shape="preference", split="train", columns=columns).sort_by("id").to_pylist()
     if not rows:
         raise InputError(
             f"{spec.data} has no train rows of shape 'preference': collect preferences or corrections first"
         )
     used: list[Mapping[str, Any]] = []
+    origins: list[Row] = []
+    several = len({row["source"] for row in rows}) > 1
     counts = {"rows": len(rows), "prompt_too_long": 0, "alike_when_cut": 0, "cut": 0}
     needed = 0
     whole_answers = False
@@ -59,12 +64,13 @@ def trainable_pairs(spec: AlignSpec, tokenizer: Any) -> Trainable:
             counts["cut"] += max(len(chosen), len(rejected)) > spec.max_length
             whole_answers |= min(len(chosen), len(rejected)) <= spec.max_length
             used.append(conversation)
+            origins.append(f"{row['source']}:{row['row']}" if several else row["row"])
     if not whole_answers:
         raise InputError(
             f"align.max_length ({spec.max_length}) cuts every answer of {spec.data}: "
             f"the longest needs {needed} tokens with its prompt"
         )
-    return Trainable(conversations=used, counts={**counts, "pairs": len(used)})
+    return Trainable(conversations=used, rows=origins, counts={**counts, "pairs": len(used)})
 
 
 def up_to_stop(ids: Sequence[int], stop: int) -> list[int]:

@@ -15,7 +15,7 @@ import pyarrow.dataset as pads
 
 from llmray import storage
 from llmray.errors import InputError
-from llmray.train.packing import Block, Example, efficiency, pack
+from llmray.train.packing import Block, Example, Row, efficiency, pack
 from llmray.train.spec import TrainSpec
 from llmray.train.template import conversations, texts
 
@@ -27,7 +27,7 @@ class Blocks:
     """Rows read, cut, split or left out, and packing efficiency."""
 
 
-def read_rows(data_uri: str, *, shape: str, split: str, limit: int | None = None) -> list[tuple[int, Any]]:
+def read_rows(data_uri: str, *, shape: str, split: str, limit: int | None = None) -> list[tuple[Row, Any]]:
     """Rows of a snapshot as (row, content), in the order of their ids.
 
     Args:
@@ -39,10 +39,13 @@ def read_rows(data_uri: str, *, shape: str, split: str, limit: int | None = None
     if not folder.is_dir():
         raise InputError(f"{data_uri} is no dataset snapshot: it has no folder kept/")
     table = pads.dataset(folder, format="parquet").to_table(
-        columns=["id", "row", column], filter=(pc.field("shape") == shape) & (pc.field("split") == split)
+        columns=["id", "source", "row", column], filter=(pc.field("shape") == shape) & (pc.field("split") == split)
     )
     table = table.sort_by("id").slice(0, limit)
-    return list(zip(table["row"].to_pylist(), table[column].to_pylist(), strict=True))
+    rows: list[Row] = table["row"].to_pylist()
+    if len(table["source"].unique()) > 1:
+        rows = [f"{source}:{row}" for source, row in zip(table["source"].to_pylist(), rows, strict=True)]
+    return list(zip(rows, table[column].to_pylist(), strict=True))
 
 
 def train_blocks(spec: TrainSpec, tokenizer: Any) -> Blocks:
@@ -78,7 +81,7 @@ def heldout_blocks(spec: TrainSpec, tokenizer: Any) -> list[Block]:
 
 
 def _pack(
-    spec: TrainSpec, tokenizer: Any, shape: str, rows: Sequence[tuple[int, Any]]
+    spec: TrainSpec, tokenizer: Any, shape: str, rows: Sequence[tuple[Row, Any]]
 ) -> tuple[list[Block], dict[str, float]]:
     examples: list[Example]
     if shape == "text":

@@ -4,6 +4,7 @@ Needs torch; a file of workers, never imported at the top of anything a driver l
 """
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmray import storage
@@ -132,7 +134,41 @@ def make_engine(model: Any, spec: TrainSpec) -> Any:
         fused=True,
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(spec))
+    complete_zero0(engine, spec, fresh=True)
     return engine
+
+
+def complete_zero0(engine: Any, spec: ModelRun, *, fresh: bool) -> None:
+    """Make an engine without sharding do what the sharded ones do; nothing for those.
+
+    In float32 it has no gradient norm to tell and takes steps that are no numbers; in bfloat16 its optimizer begins
+    with a step by zero gradients, after which AdamW's bias correction is one step ahead.
+
+    Args:
+        fresh: whether no step was taken yet, nor a checkpoint loaded.
+    """
+    if spec.zero:
+        return
+    if spec.dtype == "bfloat16":
+        if fresh:
+            engine.optimizer.optimizer.state.clear()
+        return
+
+    def clip(optimizer: Any, *_: Any) -> None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        # The names under which DeepSpeed's own optimizers keep them, and its engine looks for them.
+        optimizer._global_grad_norm = float(clip_grad_norm_(parameters, spec.clip_norm or math.inf))
+        optimizer.overflow = not math.isfinite(optimizer._global_grad_norm)
+        if optimizer.overflow:
+            optimizer.zero_grad(set_to_none=True)
+
+    engine.optimizer.register_step_pre_hook(clip)
+
+
+def weights_are_lost(engine: Any) -> bool:
+    """Whether a trained weight that this process holds is no number."""
+    held = (getattr(weight, "ds_tensor", weight) for weight in engine.module.parameters() if weight.requires_grad)
+    return not all(bool(torch.isfinite(weight).all()) for weight in held)
 
 
 def deepspeed_config(spec: ModelRun) -> dict[str, Any]:
@@ -140,13 +176,14 @@ def deepspeed_config(spec: ModelRun) -> dict[str, Any]:
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": spec.micro_batch,
         "gradient_accumulation_steps": spec.accumulation,
-        "gradient_clipping": spec.clip_norm,
+        # Without sharding in float32 we clip ourselves, see `complete_zero0`: DeepSpeed would not tell the norm.
+        "gradient_clipping": 0.0 if spec.zero == 0 and spec.dtype == "float32" else spec.clip_norm,
         "zero_optimization": {"stage": spec.zero, "overlap_comm": False, "stage3_param_persistence_threshold": 10_000},
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
     if spec.dtype == "bfloat16":
-        config["bf16"] = {"enabled": True}
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
     return config
 
 

@@ -3,13 +3,15 @@
 It knows no Ray: `Hooks` carries checkpoints and metrics out, so the same loop runs alone on one process. The loss is
 the sum over trained tokens divided by the trained tokens of the whole global batch (all ranks, all accumulation
 steps), which every rank knows beforehand; averaging averages instead weighs a token by how empty its micro-batch was.
+Dice (dropout) are thrown anew at each step from (seed, step, rank): ranks differ, and a resumed run throws the same.
+A step that diverged (`divergence.py`) was not taken, so the weights can still tell which row it came from.
 Legend: B micro-batch, T block length.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,11 +20,12 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 
-from llmray.errors import UserError
 from llmray.train import checkpoint
 from llmray.train.blocks import heldout_blocks, train_blocks
 from llmray.train.checkpoint import Progress
+from llmray.train.culprits import blame, rows_of_batch, sound_documents
 from llmray.train.cursor import Cursor, share
+from llmray.train.divergence import Blame, Diverged, Fine, Limits, LossWatch, Verdict, diverged_error
 from llmray.train.engine import (
     Place,
     export,
@@ -31,20 +34,20 @@ from llmray.train.engine import (
     load_model,
     load_tokenizer,
     make_engine,
+    weights_are_lost,
     zero3_loading,
 )
-from llmray.train.meter import laps
-from llmray.train.packing import IGNORED, Block
+from llmray.train.meter import Meter, laps
+from llmray.train.packing import IGNORED, Block, documents
 from llmray.train.schedule import learning_rate
 from llmray.train.spec import TrainSpec
 
 
-class DivergedError(UserError):
-    """The loss is no longer a number; the last checkpoint stays."""
-
-
 class Hooks(Protocol):
     """What the loop needs from where it runs."""
+
+    checkpoints: str
+    """Where they lie, for a person to read."""
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Keep a line of metrics; called on rank 0 only, after every step."""
@@ -86,7 +89,7 @@ def run(
         deadline: reading of rank 0's clock after which no further step begins.
 
     Raises:
-        DivergedError: the loss became NaN or infinite.
+        DivergedError: the loss, its gradient or the weights became NaN or infinite, or the loss stayed too high.
     """
     lap = laps(clock)
     seconds: dict[str, float] = {}
@@ -102,9 +105,16 @@ def run(
     progress = Progress(spec_digest=spec.digest)
     if resume_from is not None:
         progress = checkpoint.read_progress(resume_from, spec)
-        checkpoint.restore(resume_from, engine, rank=place.rank)
+        checkpoint.restore(resume_from, engine)
     seconds["engine"] = next(lap)
-    job = _Job(engine=engine, spec=spec, place=place, blocks=data.blocks, heldout=heldout)
+    job = _Job(
+        engine=engine,
+        spec=spec,
+        place=place,
+        blocks=data.blocks,
+        heldout=heldout,
+        limits=Limits(guess=math.log(len(tokenizer)), sigmas=spec.divergence_sigmas, steps=spec.divergence_steps),
+    )
     progress, stopped_early = _steps(job, progress, hooks, deadline, clock)
     seconds["steps"] = next(lap)
     loss = _heldout_loss(job)
@@ -126,6 +136,23 @@ class _Job:
     place: Place
     blocks: Sequence[Block]
     heldout: Sequence[Block]
+    limits: Limits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Taken:
+    """What came of a step."""
+
+    loss: float
+    """Mean per trained token of the global batch, the same on every rank."""
+    grad_norm: float
+    """Norm of its gradient before clipping."""
+    applied: bool
+    """Whether the optimizer took it."""
+    batch: Sequence[int]
+    """Blocks of all ranks."""
+    micro_batches: Sequence[tuple[Sequence[int], float]]
+    """Blocks of this rank, and the sum of their losses, by forward pass."""
 
 
 def _steps(
@@ -137,7 +164,8 @@ def _steps(
     def save(folder: Path) -> None:
         checkpoint.save(folder, job.engine, progress, rank=job.place.rank)
 
-    saved = progress.step
+    saved, wanted = progress.step, False
+    job.engine.train()  # `from_pretrained` hands out models whose dropout is off
     while progress.step < spec.max_steps:
         began = clock()
         batch = cursor.take(spec.global_batch)
@@ -149,62 +177,118 @@ def _steps(
             schedule=spec.schedule,
         )
         if _any_rank(job.place, deadline is not None and clock() >= deadline):
-            if saved < progress.step:
+            if saved < progress.step and not progress.watch.high_for:
                 hooks.report({"step": progress.step, "loss": progress.train_loss}, save)
             return progress, True
-        loss = _step(job, batch, lr)
+        torch.manual_seed(_dice(spec.seed, progress.step, job.place.rank))
+        taken = _step(job, batch, lr)
+        step = progress.step + 1
+        wanted = wanted or step % spec.checkpoint_every == 0 or step == spec.max_steps
+        verdict, watch = _judge(job, progress, taken, saving=wanted)
+        if isinstance(verdict, Diverged):
+            raise diverged_error(
+                verdict,
+                _blame(job, taken, verdict),
+                option=spec.option,
+                step=step,
+                lr=lr,
+                saved_step=saved,
+                checkpoints=hooks.checkpoints,
+            )
         cursor = cursor.advance(spec.global_batch)
-        progress = Progress(
-            spec_digest=spec.digest,
-            step=progress.step + 1,
+        progress = replace(
+            progress,
+            step=step,
             next_index=cursor.next_index,
-            meter=progress.meter.add(
-                tokens=sum(job.blocks[index].num_tokens for index in batch),
-                targets=sum(job.blocks[index].num_targets for index in batch),
-                seconds=clock() - began,
-                cores=spec.num_workers * spec.cpus_per_worker,
-                gpus=spec.num_workers * spec.gpus_per_worker,
-            ),
-            train_loss=loss,
+            meter=_metered(job, progress.meter, batch, clock() - began),
+            train_loss=taken.loss,
+            watch=watch,
         )
-        line = _line(job, progress, lr)
-        evaluating = bool(spec.eval_every) and progress.step % spec.eval_every == 0 and progress.step < spec.max_steps
+        line = _line(job, progress, lr=lr, grad_norm=taken.grad_norm)
+        evaluating = bool(spec.eval_every) and step % spec.eval_every == 0 and step < spec.max_steps
         if evaluating and job.heldout:
             line["heldout_loss"] = _heldout_loss(job)
         if job.place.rank == 0:
             hooks.metrics(line)
-        if progress.step % spec.checkpoint_every == 0 or progress.step == spec.max_steps:
-            saved = progress.step
+        if wanted and isinstance(verdict, Fine):
+            saved, wanted = step, False
             hooks.report(line, save)
-        elif evaluating:
+        elif evaluating or wanted:
             hooks.report(line, None)
     return progress, False
 
 
-def _step(job: _Job, batch: list[int], lr: float) -> float:
-    """One optimizer step; the mean loss per trained token of the global batch, the same on every rank."""
+def _step(job: _Job, batch: list[int], lr: float) -> _Taken:
+    """One optimizer step, or none where the gradient is no number."""
     spec, place, engine = job.spec, job.place, job.engine
     targets = max(1, sum(job.blocks[index].num_targets for index in batch))
     # DeepSpeed averages gradients over ranks and accumulation steps; this turns its averages back into sums.
     scale = place.world_size * spec.accumulation / targets
     total = torch.zeros(1, dtype=torch.float64)
-    suspects: list[int] = []
+    micro_batches: list[tuple[Sequence[int], float]] = []
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
     for indices in share(batch, rank=place.rank, num_workers=place.world_size, micro_batch=spec.micro_batch):
         blocks = [job.blocks[index] for index in indices]
         loss = _loss_sum(engine, blocks, place.device)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            suspects += [row for block in blocks for row in block.rows]
-        total += value
+        micro_batches.append((indices, float(loss.detach())))
+        total += micro_batches[-1][1]
         engine.backward(loss * scale)
         engine.step()
     _sum_over_ranks(total, place)
-    mean = float(total) / targets
-    if not math.isfinite(mean):
-        raise _diverged(suspects, place, lr)
-    return mean
+    return _Taken(
+        loss=float(total) / targets,
+        grad_norm=float(engine.get_global_grad_norm()),
+        applied=engine.was_step_applied(),
+        batch=batch,
+        micro_batches=micro_batches,
+    )
+
+
+def _judge(job: _Job, progress: Progress, taken: _Taken, *, saving: bool) -> tuple[Verdict, LossWatch]:
+    """What to think of a step; where it is to be saved, the weights that it left must be numbers too."""
+    verdict, watch = progress.watch.judge(
+        taken.loss, grad_norm=taken.grad_norm, applied=taken.applied, limits=job.limits
+    )
+    if saving and isinstance(verdict, Fine) and _any_rank(job.place, weights_are_lost(job.engine)):
+        verdict = Diverged(of="weights", value=math.nan)
+    return verdict, watch
+
+
+def _metered(job: _Job, meter: Meter, batch: Sequence[int], seconds: float) -> Meter:
+    return meter.add(
+        tokens=sum(job.blocks[index].num_tokens for index in batch),
+        targets=sum(job.blocks[index].num_targets for index in batch),
+        seconds=seconds,
+        cores=job.spec.num_workers * job.spec.cpus_per_worker,
+        gpus=job.spec.num_workers * job.spec.gpus_per_worker,
+    )
+
+
+def _dice(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+
+
+def _blame(job: _Job, taken: _Taken, verdict: Diverged) -> Blame:
+    """Where in the batch it came from."""
+    all_rows = rows_of_batch([row for index in taken.batch for row in job.blocks[index].rows])
+    if verdict.of not in ("loss", "gradient"):
+        return all_rows
+    bad = [indices for indices, loss in taken.micro_batches if verdict.of == "gradient" or not math.isfinite(loss)]
+    suspects = [
+        (document.rows[0], document)
+        for indices in bad
+        for index in indices
+        for document in documents(job.blocks[index])
+    ]
+    found = blame(
+        suspects,
+        lambda tried: sound_documents(job.engine.module, tried, device=job.place.device),
+        at_once=job.spec.micro_batch,
+        spare=documents(job.blocks[0])[0],
+        knows_sound=len(bad) < len(taken.micro_batches),
+    )
+    return found if found.found else all_rows
 
 
 def _loss_sum(engine: Any, blocks: Sequence[Block], device: str) -> torch.Tensor:
@@ -249,17 +333,18 @@ def _heldout_loss(job: _Job) -> float:
     return float(totals[0] / totals[1]) if totals[1] else math.nan
 
 
-def _line(job: _Job, progress: Progress, lr: float) -> dict[str, Any]:
-    return {
+def _line(job: _Job, progress: Progress, *, lr: float, grad_norm: float) -> dict[str, Any]:
+    line = {
         "step": progress.step,
         "loss": progress.train_loss,
         "lr": lr,
-        "grad_norm": float(job.engine.get_global_grad_norm() or 0.0),
+        "grad_norm": grad_norm,
         "epoch": round(progress.next_index / len(job.blocks), 4),
         "tokens": progress.meter.tokens,
         "tokens_per_s": round(progress.meter.tokens_per_s, 1),
         "core_seconds": round(progress.meter.core_seconds, 3),
     }
+    return {**line, "high_for": progress.watch.high_for} if progress.watch.high_for else line
 
 
 def _sum_over_ranks(values: torch.Tensor, place: Place) -> None:
@@ -274,14 +359,3 @@ def _any_rank(place: Place, late: bool) -> bool:
     flag = torch.tensor([float(late)])
     _sum_over_ranks(flag, place)
     return bool(flag)
-
-
-def _diverged(suspects: list[int], place: Place, lr: float) -> DivergedError:
-    everywhere: list[list[int] | None] = [None] * place.world_size
-    dist.all_gather_object(everywhere, suspects)
-    rows = sorted({row for part in everywhere for row in part or ()})
-    shown = ", ".join(map(str, rows[:12])) + (", …" if len(rows) > 12 else "")
-    return DivergedError(
-        f"the loss is no longer a number at learning rate {lr:.3g}; it came from rows {shown}. "
-        f"The last checkpoint is kept: lower train.lr, raise train.warmup_fraction, or look at those rows"
-    )

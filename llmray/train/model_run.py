@@ -57,6 +57,10 @@ class ModelRun:
     """Share of the steps in which the learning rate rises."""
     clip_norm: float = 1.0
     """Gradients of a greater norm are scaled down to it; 0 leaves them."""
+    divergence_sigmas: float = field(default=8.0, metadata=PLACE)
+    """A loss is too high this many of its spreads above its lowest running mean; 0 stops only what is no number."""
+    divergence_steps: int = field(default=20, metadata=PLACE)
+    """Steps in a row with too high a loss that end the run; meanwhile no checkpoint is written."""
     lora_rank: int = 16
     """Rank of the adapters."""
     lora_alpha: float = 32.0
@@ -84,8 +88,9 @@ class ModelRun:
             "lora_alpha",
             "checkpoint_every",
             "keep_checkpoints",
+            "divergence_steps",
         )
-        self._check_not_negative("gpus_per_worker", "clip_norm")
+        self._check_not_negative("gpus_per_worker", "clip_norm", "divergence_sigmas")
         if self.zero not in {0, 1, 2, 3}:
             raise ConfigError(f"{self.option}.zero ({self.zero}) must be 0, 1, 2 or 3")
         if self.zero == 3 and self.method == "lora" and self.dtype == "bfloat16" and not self.gpus_per_worker:

@@ -16,13 +16,16 @@ import numpy as np
 IGNORED = -100
 """Label of a token that is not trained (PyTorch's ignore_index)."""
 
+Row = int | str
+"""How a person finds a row again: its number, behind its source's name where a snapshot has several."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
     input_ids: Sequence[int]
     trained: Sequence[int]
     """1 where the token is a target of the loss, 0 elsewhere; as long as `input_ids`."""
-    row: int
+    row: Row
     """Row of the snapshot it came from, for error messages."""
 
 
@@ -40,8 +43,8 @@ class Block:
     """Labels that are not IGNORED."""
     num_tokens: int
     """Tokens that are not padding."""
-    rows: tuple[int, ...]
-    """Rows of the snapshot that lie in it."""
+    rows: tuple[Row, ...]
+    """Rows of the snapshot that lie in it, one for each document, in their order."""
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -71,6 +74,23 @@ def pack(examples: Sequence[Example], *, max_length: int, pad_id: int) -> list[B
     """Blocks of `max_length` tokens that hold every example once; none of them may be longer."""
     groups = best_fit([len(example.input_ids) for example in examples], max_length)
     return [_block([examples[index] for index in group], max_length=max_length, pad_id=pad_id) for group in groups]
+
+
+def documents(block: Block) -> list[Block]:
+    """The documents of a block, each in a block of its own that is as long as the document."""
+    starts = np.flatnonzero(block.position_ids[: block.num_tokens] == 0)
+    assert len(starts) == len(block.rows)
+    return [
+        Block(
+            input_ids=block.input_ids[start:end],
+            labels=block.labels[start:end],
+            position_ids=block.position_ids[start:end],
+            num_targets=int((block.labels[start:end] != IGNORED).sum()),
+            num_tokens=int(end - start),
+            rows=(row,),
+        )
+        for start, end, row in zip(starts, [*starts[1:], block.num_tokens], block.rows, strict=True)
+    ]
 
 
 def efficiency(blocks: Sequence[Block], max_length: int) -> float:

@@ -18,8 +18,10 @@ from typing import Any
 from llmray import artifact, storage
 from llmray.errors import ConfigError, InputError
 
-RESULT, METRICS, EXPORT = "result.json", "metrics.jsonl", "export"
-"""Inside a run folder: what a finished run returned, a line a step, and the model before it is published."""
+RESULT, METRICS, EXPORT, GROUP = "result.json", "metrics.jsonl", "export", "ray"
+"""Inside a run folder: what a finished run returned, a line a step, the model before it is published, and Ray's state
+with its checkpoints.
+"""
 _SPEC = "spec.json"
 _SAY_EVERY_S = 5.0
 
@@ -128,6 +130,11 @@ class _Follower:
             if now - self._logged_at >= _SAY_EVERY_S or line["step"] == self._max_steps:
                 self._logged_at = now
                 self._log.info("%s", self._describe(line))
+
+
+def too_high(line: Line) -> str:
+    """Behind a loss, for a person: for how many steps it has been too high; nothing where it is not."""
+    return f" (too high for {line['high_for']} steps)" if "high_for" in line else ""
 
 
 def parents_of(uris: Mapping[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmray.errors import InputError
-from llmray.train.packing import Example
+from llmray.train.packing import Example, Row
 
 Message = Mapping[str, str]
 
@@ -76,12 +76,12 @@ def encode_conversation(tokenizer: Any, messages: Sequence[Message]) -> tuple[li
 
 
 def conversations(
-    tokenizer: Any, rows: Sequence[tuple[int, Sequence[Message]]], *, max_length: int, all_tokens: bool = False
+    tokenizer: Any, rows: Sequence[tuple[Row, Sequence[Message]]], *, max_length: int, all_tokens: bool = False
 ) -> tuple[list[Example], dict[str, int]]:
     """Examples of conversations, cut at `max_length` tokens, and how many were cut or left with nothing to train.
 
     Args:
-        rows: (row number, messages).
+        rows: (row, messages).
         all_tokens: train on what everybody said (pre-training), not on the assistant alone.
     """
     check_template(tokenizer)
@@ -101,11 +101,11 @@ def conversations(
     return examples, counts
 
 
-def texts(tokenizer: Any, rows: Sequence[tuple[int, str]], *, max_length: int) -> tuple[list[Example], dict[str, int]]:
+def texts(tokenizer: Any, rows: Sequence[tuple[Row, str]], *, max_length: int) -> tuple[list[Example], dict[str, int]]:
     """Examples of plain texts: bos + text + eos, split where longer than `max_length`; every token but bos is trained.
 
     Args:
-        rows: (row number, text).
+        rows: (row, text).
     """
     examples, counts = [], {"rows": len(rows), "split": 0}
     encoded = tokenizer([text for _, text in rows], add_special_tokens=False)["input_ids"] if rows else []

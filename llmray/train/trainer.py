@@ -17,7 +17,7 @@ from llmray import storage
 from llmray.artifact import Artifact
 from llmray.errors import LLMRayError
 from llmray.train import frame
-from llmray.train.run_folder import EXPORT, METRICS, Line, OnReport, finite, reopen_metrics
+from llmray.train.run_folder import EXPORT, GROUP, METRICS, Line, OnReport, finite, reopen_metrics, too_high
 from llmray.train.spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def train(
     Raises:
         ConfigError: the folder belongs to another spec, or an option does not fit the model.
         InputError: the data or the model cannot be used.
-        DivergedError: the loss became NaN.
+        DivergedError: the loss, its gradient or the weights became NaN or infinite, or the loss stayed too high.
         LLMRayError: workers died more often than allowed.
     """
     done = frame.run(
@@ -108,7 +108,7 @@ def progress_text(line: Line, spec: TrainSpec) -> str:
         per_step = line["core_seconds"] / (spec.num_workers * spec.cpus_per_worker) / line["step"]
         left = f", {per_step * (spec.max_steps - line['step']):.0f} s left"
     return (
-        f"step {line['step']}/{spec.max_steps}, loss {line['loss']:.3f}{heldout}, "
+        f"step {line['step']}/{spec.max_steps}, loss {line['loss']:.3f}{too_high(line)}{heldout}, "
         f"{line['tokens_per_s']:,.0f} tokens/s{left}"
     )
 
@@ -149,7 +149,7 @@ class _RayHooks:
     """Checkpoints through Ray Train, metrics to a file by rank 0; see `loop.Hooks`."""
 
     def __init__(self, folder: Path, rank: int, resume_from: Path | None) -> None:
-        self._folder = folder
+        self._folder, self.checkpoints = folder, f"{folder}/{GROUP}"
         self._file = None
         if rank == 0:
             shutil.rmtree(folder / EXPORT, ignore_errors=True)

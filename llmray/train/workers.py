@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmray.errors import LLMRayError
 from llmray.train.model_run import ModelRun
+from llmray.train.run_folder import GROUP
 
 if TYPE_CHECKING:
     from llmray.train.engine import Place
@@ -49,7 +50,7 @@ def run_workers(
             num_workers=spec.num_workers, use_gpu=bool(spec.gpus_per_worker), resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
-            name="ray",
+            name=GROUP,
             storage_path=str(folder),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=spec.keep_checkpoints),

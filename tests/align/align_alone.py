@@ -1,6 +1,6 @@
 """Align on one process without Ray, each run in a fork of its own (DeepSpeed's state outlives a run).
 
-Reads jobs from standard input, `{"spec", "run_dir", "kill_at_line"}` by name, and prints what came of each.
+Reads jobs from standard input, `{"spec", "run_dir", "kill_at_line", "trouble"}` by name, and prints what came of each.
 """
 
 import json
@@ -16,17 +16,23 @@ from typing import Any
 
 import torch
 import transformers
+from trouble import Trouble
 
 from llmray.align import loop
 from llmray.align.spec import AlignSpec
 from llmray.errors import UserError
-from llmray.train.engine import Place
+from llmray.train.engine import Place, load_tokenizer
 from llmray.train.run_folder import EXPORT, METRICS, claim
 
 
 def align(job: dict[str, Any], answers: "SimpleQueue[dict[str, Any]]") -> None:
     torch.set_num_threads(1)
     spec = AlignSpec(**job["spec"])
+    trouble = dict(job.get("trouble", {}))
+    if "nan_gradient_of" in trouble:
+        trouble["nan_gradient_of"] = load_tokenizer(spec.model)(trouble["nan_gradient_of"])["input_ids"][0]
+    scale = {int(at): factor for at, factor in trouble.pop("scale", {}).items()}
+    loop.load_whole = Trouble(scale=scale, **trouble).around(loop.load_whole)
     folder = claim(job["run_dir"], asdict(spec))
 
     def clock() -> float:

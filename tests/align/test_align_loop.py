@@ -19,6 +19,11 @@ from llmray.align.spec import AlignSpec
 from llmray.digest import digest_file
 from llmray.train.run_folder import EXPORT, METRICS, read_metrics
 
+ODD = "Ω"
+"""Its first byte is in one pair alone, the twenty-fifth."""
+SPIKE_AND_RISE = {20: -30.0, **{step: 1.0 - 2 * (step - 23) for step in range(24, 33)}}
+"""Factors of the last hidden states, by step."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
@@ -41,6 +46,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     spec = AlignSpec(
         model=model.uri, data=data.uri, num_workers=1, max_length=96, max_steps=10, lr=1e-2, checkpoint_every=3
     )
+    patient = replace(spec, max_steps=32, lr=1e-4, checkpoint_every=4, divergence_steps=5)
+    odd = snapshot(root, [*records(), {"prompt": f"What does {ODD} do?", "chosen": "Good.", "rejected": "Bad."}])
     poisoned = root / "poisoned_model"
     shutil.copytree(model.uri, poisoned)
     poison(poisoned)
@@ -51,12 +58,23 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         "lora": {"spec": replace(spec, method="lora", zero=3)},
         "without_sft": {"spec": replace(spec, sft_weight=0.0, accumulation=2, micro_batch=2)},
         "poisoned": {"spec": replace(spec, model=str(poisoned))},
+        "zero0": {"spec": replace(spec, zero=0)},
+        **{
+            f"gradient_{method}_zero{zero}": {
+                "spec": replace(spec, data=odd.uri, method=method, zero=zero, checkpoint_every=1, seed=1),
+                "trouble": {"nan_gradient_of": ODD},
+            }
+            for method, zero in (("full", 0), ("lora", 3))
+        },
+        "rise": {"spec": patient, "trouble": {"scale": SPIKE_AND_RISE}},
     }
     results = in_another_process(root, jobs)
     # As a kill in the middle of writing the checkpoint of step 6 leaves it: everything may be there but the mark.
     (root / "torn" / "checkpoints" / "checkpoint-6" / "llmray.json").unlink()
     before = {name: sign(root / name / METRICS) for name in ("killed", "torn")}
-    again = {f"{name}_again": {"spec": spec, "run_dir": name} for name in before}
+    shutil.copytree(root / "rise", root / "rise_again")
+    resumed = {"spec": patient, "trouble": {"scale": SPIKE_AND_RISE, "passes": 24}}
+    again = {"rise_again": resumed, **{f"{name}_again": {"spec": spec, "run_dir": name} for name in before}}
     return Runs(folder=root, results=results | in_another_process(root, again), before=before)
 
 
@@ -77,8 +95,15 @@ def in_another_process(root: Path, jobs: dict[str, dict[str, Any]]) -> dict[str,
         input=json.dumps(said),
         text=True,
         check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-        timeout=120,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": os.pathsep.join(
+                [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+            ),
+        },
+        timeout=240,
     )
     results: dict[str, Any] = json.loads((root / "results.json").read_text())
     return results
@@ -148,5 +173,40 @@ def test_a_loss_that_is_no_number_ends_the_run(runs: Runs) -> None:
     result = runs.results["poisoned"]
     assert result["error"] == "DivergedError"
     assert "at step 1" in result["message"]
+    assert "every row of the batch gives it" in result["message"]
     assert "lower align.lr" in result["message"]
     assert not (runs.folder / "poisoned" / EXPORT).exists()
+
+
+def test_without_sharding_the_gradient_norm_is_told_and_clipped_as_with_it(runs: Runs) -> None:
+    figures = ("loss", "grad_norm", "rewards/margins")
+    apart, sharded = ([[line[f] for f in figures] for line in runs.lines(name)] for name in ("zero0", "undisturbed"))
+    assert len(apart) == 10
+    assert all(one == pytest.approx(other, rel=1e-4) for one, other in zip(apart, sharded, strict=True))
+    assert max(line[1] for line in apart) > 1.0
+
+
+@pytest.mark.parametrize("name", ["gradient_full_zero0", "gradient_lora_zero3"])
+def test_a_gradient_that_is_no_number_ends_the_run_and_names_the_pair(runs: Runs, name: str) -> None:
+    result, lines = runs.results[name], runs.lines(name)
+    assert result["error"] == "DivergedError"
+    assert 0 < len(lines) < 10
+    assert f"at step {len(lines) + 1}," in result["message"]
+    assert "the norm of the gradient is" in result["message"]
+    assert "it comes from row 25. To mend it, look at row 25" in result["message"]
+    assert f"the last good checkpoint is that of step {len(lines)}, in {runs.folder / name}" in result["message"]
+
+
+def test_a_spike_puts_a_checkpoint_off_and_a_rise_ends_the_run_also_when_resumed(runs: Runs) -> None:
+    lines = runs.lines("rise")
+    high = [line["step"] for line in lines if "high_for" in line]
+    assert high[0] == 20
+    assert high[1:] == list(range(high[1], len(lines) + 1))
+    assert len(high) == 1 + 4
+    message = runs.results["rise"]["message"]
+    assert f"at step {len(lines) + 1}," in message
+    assert "for 5 steps; the batch held rows " in message
+    # That of step 20 was put off; two are kept.
+    kept = sorted(path.name for path in (runs.folder / "rise" / "checkpoints").glob("checkpoint-*"))
+    assert kept == ["checkpoint-21", "checkpoint-24"]
+    assert runs.results["rise_again"]["message"] == message.replace("/rise/", "/rise_again/")

@@ -19,6 +19,7 @@ from tiny_training import base
 from llmray import artifact
 from llmray.train import loop
 from llmray.train.blocks import read_rows, train_blocks
+from llmray.train.divergence import DivergedError
 from llmray.train.engine import Place, load_model, load_tokenizer
 from llmray.train.packing import pack
 from llmray.train.spec import TrainSpec
@@ -30,6 +31,8 @@ ODD = "Ω"
 
 class Memory:
     """Hooks that keep everything."""
+
+    checkpoints = "memory"
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -56,7 +59,7 @@ def train(job: tuple[TrainSpec, Path, float | None]) -> dict[str, Any]:
             deadline=deadline,
             clock=lambda: float(next(ticks)),
         )
-    except loop.DivergedError as error:
+    except DivergedError as error:
         return {"diverged": str(error), "steps": len(hooks.lines)}
     return {"lines": hooks.lines, "reports": hooks.reports, "outcome": asdict(outcome)}
 

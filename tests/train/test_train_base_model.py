@@ -101,6 +101,12 @@ def test_rows_come_by_shape_and_split_in_the_order_of_their_ids(data: Artifact) 
     assert read_rows(data.uri, shape="text", split="heldout") == []
 
 
+def test_rows_of_several_sources_are_named_after_them(data: Artifact, tmp_path: Path) -> None:
+    both = write_snapshot([{"text": "Another."}], source="notes", root_uri=str(tmp_path), onto=data.uri)
+    assert read_rows(both.uri, shape="messages", split="train") == read_rows(data.uri, shape="messages", split="train")
+    assert {row for row, _ in read_rows(both.uri, shape="text", split="train")} == {"test:25", "notes:1"}
+
+
 def test_blocks_hold_every_row_once_and_are_counted(data: Artifact) -> None:
     made = train_blocks(spec(data), tokenizer())
     rows = sorted(row for block in made.blocks for row in block.rows)

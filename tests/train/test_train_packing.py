@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmray.train import packing
 from llmray.train.packing import IGNORED, Block, Example, best_fit, efficiency, pack
 
 PAD = 0
@@ -31,6 +32,25 @@ def documents(block: Block) -> list[tuple[list[int], list[int]]]:
     return [
         (block.input_ids[at:end].tolist(), block.labels[at:end].tolist()) for at, end in zip(starts, ends, strict=True)
     ]
+
+
+@given(EXAMPLES)
+@settings(deadline=None)
+def test_a_block_comes_apart_into_documents_as_they_are_when_packed_alone(drawn: list[list[tuple[int, int]]]) -> None:
+    examples = examples_of(drawn)
+    apart = [
+        document for block in pack(examples, max_length=LENGTH, pad_id=PAD) for document in packing.documents(block)
+    ]
+    assert sorted(document.rows for document in apart) == [(row,) for row in range(len(examples))]
+    for document in apart:
+        [alone] = pack([examples[int(document.rows[0])]], max_length=document.num_tokens, pad_id=PAD)
+        assert (document.rows, document.num_tokens, document.num_targets) == (
+            alone.rows,
+            alone.num_tokens,
+            alone.num_targets,
+        )
+        for name in ("input_ids", "labels", "position_ids"):
+            assert np.array_equal(getattr(document, name), getattr(alone, name))
 
 
 @given(EXAMPLES)

@@ -31,6 +31,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"beta2": 1.0}, r"train\.beta2 \(1\.0\) must lie between 0 and 1: try"),
     ({"mix": 1.0}, r"train\.mix \(1\.0\) must be at least 0 and below 1: try"),
     ({"checkpoint_every": 0}, r"train\.checkpoint_every"),
+    ({"divergence_sigmas": -1.0}, r"train\.divergence_sigmas \(-1\.0\) must be zero or more"),
+    ({"divergence_steps": 0}, r"train\.divergence_steps \(0\) must be above zero"),
     ({"keep_checkpoints": 0}, r"train\.keep_checkpoints"),
     ({"objective": "pretrain", "method": "lora"}, r"use train\.method full"),
     ({"zero": 3, "method": "lora", "dtype": "bfloat16"}, r"use train\.zero 2, or train\.dtype float32"),
