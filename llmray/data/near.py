@@ -118,7 +118,7 @@ class Shingled:
         """Buckets of members such that any two at the threshold or above share one."""
         return merged([bucketed(*set_kernels.prefixes(self._shingles_S, self.offsets_D1, members, float(threshold)))])
 
-    def settle(self, graph: sparse.csr_matrix, threshold: float, max_rivals: int) -> tuple[I64, NDArray[np.float64]]:
+    def settle(self, graph: sparse.csr_matrix, threshold: float, max_far: int) -> tuple[I64, NDArray[np.float64]]:
         """For each document the kept one that it repeats, and how closely (`components.resolve`)."""
         num_documents = len(self.offsets_D1) - 1
         kept_for_D, similarity_D = np.arange(num_documents), np.ones(num_documents)
@@ -129,7 +129,7 @@ class Shingled:
             graph.indices.astype(np.int64),
             graph.data,
             float(threshold),
-            max_rivals,
+            max_far,
             kept_for_D,
             similarity_D,
         )

@@ -74,12 +74,12 @@ class Embedded:
             result[block] = _cosines(self._vectors_ND[left[block]], self._vectors_ND[right[block]])
         return result
 
-    def settle(self, graph: sparse.csr_matrix, threshold: float, max_rivals: int) -> tuple[I64, NDArray[np.float64]]:
+    def settle(self, graph: sparse.csr_matrix, threshold: float, max_far: int) -> tuple[I64, NDArray[np.float64]]:
         """Best first: a document that nothing better removed is kept, and removes those it has an edge with.
 
         The edges are all there is to know, so nobody need be compared again.
         """
-        del threshold, max_rivals
+        del threshold, max_far
         num_documents = graph.shape[0]
         kept_for_D, similarity_D = np.arange(num_documents), np.ones(num_documents)
         decided_D = np.zeros(num_documents, bool)

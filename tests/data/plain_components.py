@@ -12,7 +12,7 @@ def jaccard(one: frozenset[int], other: frozenset[int]) -> float:
 
 
 def resolve(
-    sets: Sequence[frozenset[int]], edges: Edges, threshold: float, max_rivals: int
+    sets: Sequence[frozenset[int]], edges: Edges, threshold: float, max_far: int
 ) -> tuple[list[int], list[int], list[float]]:
     """Cluster, kept document and similarity of each."""
     near: list[list[int]] = [[] for _ in sets]
@@ -25,10 +25,9 @@ def resolve(
         if document in decided or not near[document]:
             continue
         decided.add(document)
-        each = max(16, max_rivals // len(near[document]))
-        far = {other for one in near[document][:max_rivals] for other in near[one][:each]}
-        rivals = sorted(({*near[document], *far}) - decided)[:max_rivals]
-        for rival in rivals:
+        each = max(16, max_far // len(near[document]))
+        far = {other for one in near[document][:max_far] for other in near[one][:each]} - set(near[document])
+        for rival in [*(set(near[document]) - decided), *sorted(far - decided)[:max_far]]:
             alike = jaccard(sets[document], sets[rival])
             if alike >= threshold:
                 kept_for[rival], similarity[rival] = document, alike

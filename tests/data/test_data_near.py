@@ -101,16 +101,18 @@ def test_what_goes_repeats_what_stays(sets: list[frozenset[int]], threshold: flo
 @given(SETS, THRESHOLDS, st.lists(st.tuples(st.integers(0, 13), st.integers(0, 13)), max_size=30), st.integers(1, 5))
 @settings(deadline=None)
 def test_resolution_is_that_of_the_definition(
-    sets: list[frozenset[int]], threshold: float, pairs: list[tuple[int, int]], max_rivals: int
+    sets: list[frozenset[int]], threshold: float, pairs: list[tuple[int, int]], max_far: int
 ) -> None:
     edges = edges_of([pair for pair in pairs if max(pair) < len(sets) and jaccard(*(sets[i] for i in pair))], sets)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(components, "MAX_RIVALS", max_rivals)
+        patch.setattr(components, "MAX_FAR", max_far)
         made = resolve(len(sets), edges, shingled(sets), threshold)
-    cluster, kept_for, similarity = plain_components.resolve(sets, edges, threshold, max_rivals)
+    cluster, kept_for, similarity = plain_components.resolve(sets, edges, threshold, max_far)
     assert made.cluster.tolist() == cluster
     assert made.kept_for.tolist() == kept_for
     assert made.similarity.tolist() == similarity
+    stays = made.kept_for == np.arange(len(sets))
+    assert not (stays[edges.left] & stays[edges.right] & (edges.similarity >= threshold)).any()
 
 
 @given(SETS, st.sampled_from([0.3, 0.5, 0.8]))
@@ -161,6 +163,17 @@ def test_members_of_a_hot_bucket_meet_one_another_when_their_hub_has_gone() -> N
     )
     made = resolve(4, edges, documents, 0.7)
     assert made.kept_for.tolist() == [0, 0, 2, 2]
+
+
+def test_no_bound_lets_a_known_repeat_stay() -> None:
+    # More neighbours than documents two edges away are looked at; each is 0.96 like the first.
+    sets = [frozenset([*range(50), 1000 + number]) for number in range(components.MAX_FAR + 1904)]
+    edges = verify(everyone(sets), shingled(sets), 0.8)
+    assert edges.left.tolist() == [0] * (len(sets) - 1)
+    made = resolve(len(sets), edges, shingled(sets), 0.8)
+    assert made.kept_for.tolist() == [0] * len(sets)
+    assert made.similarity[1:].tolist() == [50 / 52] * (len(sets) - 1)
+    assert plain_components.resolve(sets, edges, 0.8, components.MAX_FAR)[1] == [0] * len(sets)
 
 
 def test_a_heap_of_copies_costs_one_round() -> None:
