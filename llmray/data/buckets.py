@@ -12,16 +12,17 @@ Shape legend: R rows, E entries (a name and whose it is), M members of all bucke
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from llmray.data.minhash import I64, U64, mix_all
 from llmray.data.tables import array
 
-I64 = NDArray[np.int64]
-U64 = NDArray[np.uint64]
+Member = TypeVar("Member", bound=np.generic)
 
 BATCH_CHARACTERS = 16 << 20
 """Text of the documents that a task compares; a component is never cut."""
@@ -77,13 +78,6 @@ class Batches:
         )
 
 
-def mix(values: U64) -> U64:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): a bijection that spreads every bit over all."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
 def shard_bounds(shard: int, num_shards: int) -> tuple[int, int]:
     """First and last name of a shard."""
     return (shard << 64) // num_shards, ((shard + 1 << 64) // num_shards) - 1
@@ -106,15 +100,9 @@ def between(sorted_E: U64, low: int, high: int) -> slice:
 
 def meet(hashes_E: U64, rows_E: I64, rank_R: I64) -> tuple[I64, I64]:
     """Buckets of two or more rows: members, and where each bucket begins."""
-    order = np.argsort(hashes_E, kind="stable")
-    hashes = hashes_E[order]
-    starts = np.flatnonzero(np.concatenate(([True], hashes[1:] != hashes[:-1]))) if len(hashes) else np.zeros(0, int)
-    sizes = np.diff(np.concatenate((starts, [len(hashes)])))
-    # Most names are met once: they go before ranks are looked at.
-    shared = np.repeat(sizes > 1, sizes)
-    rows, bucket = rows_E[order][shared], np.repeat(np.arange(np.count_nonzero(sizes > 1)), sizes[sizes > 1])
-    by_rank = np.lexsort((rank_R[rows], bucket))
-    return rows[by_rank], np.concatenate(([0], np.cumsum(sizes[sizes > 1]))).astype(np.int64)
+    rows, offsets = grouped(hashes_E, rows_E)
+    by_rank = np.lexsort((rank_R[rows], np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))))
+    return rows[by_rank], offsets
 
 
 def meet_old(hashes_E: U64, rows_E: I64, names_H: U64, owners_H: NDArray[np.uint32]) -> tuple[I64, I64, int]:
@@ -138,17 +126,7 @@ def meet_old(hashes_E: U64, rows_E: I64, names_H: U64, owners_H: NDArray[np.uint
 
 def unite(parts: Sequence[Buckets]) -> Buckets:
     """Buckets of all shards, those of the same members once, in an order of their own."""
-    members = np.concatenate([np.zeros(0, np.int64), *(part.members_M for part in parts)])
-    sizes = np.concatenate([np.zeros(0, np.int64), *(np.diff(part.offsets_B1) for part in parts)])
-    offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-    if len(sizes):
-        # Two sums of hashes name a set of members: 128 bits, so that no two sets of a corpus share a name.
-        one = np.add.reduceat(mix(members.astype(np.uint64) + np.uint64(1)), offsets[:-1])
-        other = np.add.reduceat(mix(members.astype(np.uint64) ^ np.uint64(0xA5A5A5A5_5A5A5A5A)), offsets[:-1])
-        order = np.lexsort((other, one, members[offsets[:-1]]))
-        fresh = np.ones(len(order), bool)
-        fresh[1:] = (one[order][1:] != one[order][:-1]) | (other[order][1:] != other[order][:-1])
-        members, offsets = select(members, offsets, order[fresh])
+    members, offsets = joined([(part.members_M, part.offsets_B1) for part in parts])
     pairs = np.concatenate([np.zeros((0, 2), np.int64), *(np.stack((part.new_P, part.old_P), 1) for part in parts)])
     pairs = np.unique(pairs, axis=0)
     return Buckets(
@@ -196,6 +174,33 @@ def deal(buckets: Buckets, length_R: I64, characters: int = BATCH_CHARACTERS) ->
     )
 
 
+def grouped(names_E: U64, owners_E: I64) -> tuple[I64, I64]:
+    """Owners under each name that two or more have, in the order in which they come, and where each bucket begins."""
+    order = np.argsort(names_E, kind="stable")
+    names = names_E[order]
+    starts = np.flatnonzero(np.concatenate(([True], names[1:] != names[:-1]))) if len(names) else np.zeros(0, int)
+    sizes = np.diff(np.concatenate((starts, [len(names)])))
+    # Most names are met once: they go before anything else is looked at.
+    shared = np.repeat(sizes > 1, sizes)
+    return owners_E[order[shared]], np.concatenate(([0], np.cumsum(sizes[sizes > 1]))).astype(np.int64)
+
+
+def joined(parts: Sequence[tuple[I64, I64]]) -> tuple[I64, I64]:
+    """Buckets of several parts, those of the same members once, in an order of their own."""
+    members_M = np.concatenate([np.zeros(0, np.int64), *(members for members, _ in parts)])
+    sizes = np.concatenate([np.zeros(0, np.int64), *(np.diff(offsets) for _, offsets in parts)])
+    offsets_B1 = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+    if not len(sizes):
+        return members_M, offsets_B1
+    # Two sums of hashes name a set of members: 128 bits, so that no two sets of a corpus share a name.
+    one = np.add.reduceat(mix_all(members_M.astype(np.uint64) + np.uint64(1)), offsets_B1[:-1])
+    other = np.add.reduceat(mix_all(members_M.astype(np.uint64) ^ np.uint64(0xA5A5A5A5_5A5A5A5A)), offsets_B1[:-1])
+    order = np.lexsort((other, one, members_M[offsets_B1[:-1]]))
+    fresh = np.ones(len(order), bool)
+    fresh[1:] = (one[order][1:] != one[order][:-1]) | (other[order][1:] != other[order][:-1])
+    return select(members_M, offsets_B1, order[fresh])
+
+
 def components(num_documents: int, member_M: I64, offsets_B1: I64) -> NDArray[np.int32]:
     """The component of each document, where buckets join their members."""
     left, right = member_M[:-1], member_M[1:]
@@ -207,7 +212,7 @@ def components(num_documents: int, member_M: I64, offsets_B1: I64) -> NDArray[np
     return np.asarray(label)
 
 
-def select(members_M: I64, offsets_B1: I64, chosen: I64) -> tuple[I64, I64]:
+def select(members_M: NDArray[Member], offsets_B1: I64, chosen: I64) -> tuple[NDArray[Member], I64]:
     """Some buckets, in the order of `chosen`."""
     sizes = np.diff(offsets_B1)[chosen]
     place = np.repeat(offsets_B1[:-1][chosen], sizes) + _within(sizes)

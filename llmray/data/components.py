@@ -4,8 +4,11 @@ Taken best first, a document that nothing better removed is kept and removes wha
 a chain A~B~C with A unlike C, B goes for A and C stays; every removed document names a kept one, and no two kept ones
 are known repeats. Rejected: keeping one document per component, which deletes C though nothing kept resembles it.
 
-A document's rivals are those at most two edges away: a hot bucket joins its members only to a hub, and once the hub has
-gone for a better document, they must still meet one another.
+Whoever stays decides all its neighbours, and then looks through theirs. A hot bucket joins its members to a hub alone:
+whoever removes the hub takes its place by that look; and documents that are like the same third are often alike, though
+chance kept them from ever sharing a bucket. Each list of neighbours is looked through a few times, so all looks together
+cost what the edges cost. What later ones leave out is counted where it was promised, that is where documents share a
+bucket (`verify`). Rejected: a bound on what one document looks at, which in a large cluster is met by each.
 """
 
 from dataclasses import dataclass
@@ -19,14 +22,14 @@ from scipy.sparse import csgraph
 from llmray.data.minhash import I64
 from llmray.data.near import Edges
 
-MAX_RIVALS = 4096
-"""Rivals that one document is compared with, the best first: a bound on what one huge cluster can cost."""
+MAX_LOOKS = 8
+"""Kept documents that look through the neighbours of one, the best first."""
 
 
 class Likeness(Protocol):
     """Documents that can be compared: by their shingles (`near.Shingled`) or their vectors (`semantic.Embedded`)."""
 
-    def settle(self, graph: sparse.csr_matrix, threshold: float, max_rivals: int) -> tuple[I64, NDArray[np.float64]]:
+    def settle(self, graph: sparse.csr_matrix, threshold: float, max_looks: int) -> tuple[I64, NDArray[np.float64]]:
         """For each document the kept one that it repeats, itself where it stays, and how alike the two are.
 
         Args:
@@ -55,5 +58,5 @@ def resolve(num_documents: int, edges: Edges, documents: Likeness, threshold: fl
     _, label = csgraph.connected_components(graph, directed=False)
     best = np.full(label.max() + 1 if num_documents else 0, num_documents, np.int64)
     np.minimum.at(best, label, np.arange(num_documents))
-    kept_for, similarity = documents.settle(graph, threshold, MAX_RIVALS)
+    kept_for, similarity = documents.settle(graph, threshold, MAX_LOOKS)
     return Resolution(cluster=best[label], kept_for=kept_for, similarity=similarity)

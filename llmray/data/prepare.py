@@ -27,7 +27,6 @@ from llmray import storage
 from llmray.data import contamination, features, minhash
 from llmray.data.banding import Banding
 from llmray.data.boilerplate import share, strip
-from llmray.data.buckets import mix
 from llmray.data.config import CurateConfig, Dedup
 from llmray.data.contamination import RULE, Contamination, EvalIndex
 from llmray.data.exact import exact_keys
@@ -298,7 +297,7 @@ def _buckets(
     bands_DN, num_shingles_D = minhash.sketch(compared, dedup.shingling, judges.banding, judges.config.seed)
     some_D = num_shingles_D > 0  # A text without words has nothing in common with any.
     place_D = np.flatnonzero(may)[some_D]
-    names_DN = mix(bands_DN[some_D] + kind_salt(kind_D[place_D])[:, None])
+    names_DN = minhash.mix_all(bands_DN[some_D] + kind_salt(kind_D[place_D])[:, None])
     return names_DN.ravel(), np.repeat(place_D + before, names_DN.shape[1])
 
 

@@ -60,6 +60,17 @@ class Semantic:
             raise ConfigError(f"semantic.probes ({self.probes}) must be 1 or more: try 2")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared(Edges):
+    """Pairs of documents at the threshold or above; the similarity is their cosine."""
+
+    num_candidates: int
+    """Comparisons that were made."""
+    num_skipped: int
+    """Pairs at the threshold that were left out because the worse document has `MAX_BETTER` better ones: it goes for one
+    of those, or stays."""
+
+
 class Embedded:
     """Documents as snapped vectors, for `components.resolve`."""
 
@@ -74,12 +85,12 @@ class Embedded:
             result[block] = _cosines(self._vectors_ND[left[block]], self._vectors_ND[right[block]])
         return result
 
-    def settle(self, graph: sparse.csr_matrix, threshold: float, max_rivals: int) -> tuple[I64, NDArray[np.float64]]:
+    def settle(self, graph: sparse.csr_matrix, threshold: float, max_looks: int) -> tuple[I64, NDArray[np.float64]]:
         """Best first: a document that nothing better removed is kept, and removes those it has an edge with.
 
         The edges are all there is to know, so nobody need be compared again.
         """
-        del threshold, max_rivals
+        del threshold, max_looks
         num_documents = graph.shape[0]
         kept_for_D, similarity_D = np.arange(num_documents), np.ones(num_documents)
         decided_D = np.zeros(num_documents, bool)
@@ -102,8 +113,8 @@ def semantic_pairs(
     probes: int = 2,
     num_clusters: int | None = None,
     seed: int = 0,
-) -> Edges:
-    """Pairs of documents that share a cluster and are at least `threshold` alike; the similarity is their cosine.
+) -> Compared:
+    """Pairs of documents that share a cluster and are at least `threshold` alike.
 
     Args:
         vectors_ND: snapped vectors of documents in rank order, best first, as `embedding.embed` makes them; they may
@@ -112,10 +123,6 @@ def semantic_pairs(
         probes: nearest clusters that a document is compared in.
         num_clusters: the square root of N where None, or one where N is small.
         seed: of the documents that clusters start from.
-
-    Returns:
-        left < right, each pair once, sorted. `num_skipped` are pairs at the threshold that were left out because the
-        worse document has `MAX_BETTER` better ones: it goes for one of those, or stays.
     """
     num = len(vectors_ND)
     if num_clusters is None:
@@ -136,7 +143,7 @@ def semantic_pairs(
     pairs_E2 = pairs_E2[kept_E]
     pairs_E2 = pairs_E2[np.lexsort((pairs_E2[:, 1], pairs_E2[:, 0]))]
     left, right = pairs_E2[:, 0], pairs_E2[:, 1]
-    return Edges(
+    return Compared(
         left=left,
         right=right,
         similarity=Embedded(vectors_ND).jaccard(left, right),

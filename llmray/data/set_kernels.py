@@ -138,7 +138,7 @@ def settle(
     neighbours: I64,
     similarity: F64,
     threshold: float,
-    max_rivals: int,
+    max_looks: int,
     kept_for_D: I64,
     similarity_D: F64,
 ) -> None:
@@ -146,45 +146,42 @@ def settle(
 
     Args:
         starts_D1, neighbours, similarity: edges in both directions, by document and ascending neighbour.
+        max_looks: documents that look through the neighbours of one that they have an edge with.
         kept_for_D: at first each document's own number.
         similarity_D: at first ones.
     """
     num_documents = len(offsets_D1) - 1
     decided_D, met_D = np.zeros(num_documents, np.bool_), np.full(num_documents, -1, np.int64)
-    known_D = np.zeros(num_documents, np.float64)
-    rivals = np.empty(1024, np.int64)
+    looks_D = np.zeros(num_documents, np.int64)
     for document in range(num_documents):
         begin, end = starts_D1[document], starts_D1[document + 1]
         if begin == end or decided_D[document]:
             continue
         decided_D[document] = True
         met_D[document] = document
-        num_rivals = 0
         for place in range(begin, end):
-            met_D[neighbours[place]] = document
-            known_D[neighbours[place]] = similarity[place]
-            if not decided_D[neighbours[place]]:
-                rivals, num_rivals = _appended(rivals, num_rivals, neighbours[place])
-        each = max(16, max_rivals // (end - begin))
-        for place in range(begin, min(end, begin + max_rivals)):
             near = neighbours[place]
-            for far in neighbours[starts_D1[near] : min(starts_D1[near + 1], starts_D1[near] + each)]:
-                if met_D[far] != document:
-                    met_D[far] = document
-                    known_D[far] = -1.0
-                    if not decided_D[far]:
-                        rivals, num_rivals = _appended(rivals, num_rivals, far)
-        if num_rivals > max_rivals:
-            _sort(rivals[:num_rivals])
-            num_rivals = max_rivals
-        for rival in rivals[:num_rivals]:
-            alike = known_D[rival]
-            if alike < 0:
-                alike = _jaccard(shingles_S, offsets_D1, document, rival, threshold)
-            if alike >= threshold:
-                decided_D[rival] = True
-                kept_for_D[rival] = document
-                similarity_D[rival] = alike
+            met_D[near] = document
+            if not decided_D[near] and similarity[place] >= threshold:
+                decided_D[near] = True
+                kept_for_D[near] = document
+                similarity_D[near] = similarity[place]
+        for place in range(begin, end):
+            near = neighbours[place]
+            looks_D[near] += 1
+            if looks_D[near] > max_looks:
+                continue
+            for far in neighbours[starts_D1[near] : starts_D1[near + 1]]:
+                if met_D[far] == document:
+                    continue
+                met_D[far] = document
+                if decided_D[far]:
+                    continue
+                alike = _jaccard(shingles_S, offsets_D1, document, far, threshold)
+                if alike >= threshold:
+                    decided_D[far] = True
+                    kept_for_D[far] = document
+                    similarity_D[far] = alike
 
 
 @inner
@@ -263,14 +260,6 @@ def _sort(values: I64) -> None:
 def _prefix_size(size: int, threshold: float) -> Any:
     # A little less than the product: rounding must never shorten a prefix.
     return 0 if size == 0 else min(size, size - np.int64(np.ceil(threshold * size * (1.0 - 1e-12))) + 1)
-
-
-@inner
-def _appended(values: I64, count: int, value: int) -> tuple[I64, int]:
-    if count == len(values):
-        values = _doubled(values)
-    values[count] = value
-    return values, count + 1
 
 
 @inner

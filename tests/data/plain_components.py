@@ -12,7 +12,7 @@ def jaccard(one: frozenset[int], other: frozenset[int]) -> float:
 
 
 def resolve(
-    sets: Sequence[frozenset[int]], edges: Edges, threshold: float, max_rivals: int
+    sets: Sequence[frozenset[int]], edges: Edges, threshold: float, max_looks: int
 ) -> tuple[list[int], list[int], list[float]]:
     """Cluster, kept document and similarity of each."""
     near: list[list[int]] = [[] for _ in sets]
@@ -21,14 +21,16 @@ def resolve(
         near[right].append(left)
     near = [sorted(one) for one in near]
     kept_for, similarity, decided = list(range(len(sets))), [1.0] * len(sets), set[int]()
+    looks = [0] * len(sets)
     for document in range(len(sets)):
         if document in decided or not near[document]:
             continue
         decided.add(document)
-        each = max(16, max_rivals // len(near[document]))
-        far = {other for one in near[document][:max_rivals] for other in near[one][:each]}
-        rivals = sorted(({*near[document], *far}) - decided)[:max_rivals]
-        for rival in rivals:
+        far = set[int]()
+        for one in near[document]:
+            looks[one] += 1
+            far |= set(near[one]) if looks[one] <= max_looks else set()
+        for rival in {*near[document], *far} - decided:
             alike = jaccard(sets[document], sets[rival])
             if alike >= threshold:
                 kept_for[rival], similarity[rival] = document, alike
@@ -56,6 +58,4 @@ def edges_of(pairs: Sequence[tuple[int, int]], sets: Sequence[frozenset[int]]) -
         left=np.array([left for left, _ in pairs], np.int64),
         right=np.array([right for _, right in pairs], np.int64),
         similarity=np.array([jaccard(sets[left], sets[right]) for left, right in pairs], np.float64),
-        num_candidates=len(pairs),
-        num_skipped=0,
     )
