@@ -30,6 +30,7 @@ from llmray.data.tables import (
     SAID,
     SNAPSHOT,
     array,
+    cuts,
     group_cuts,
     hexadecimal,
     mapped,
@@ -41,6 +42,7 @@ I64 = NDArray[np.int64]
 
 _EXCERPT = 300
 _ROWS_AT_ONCE = 2048
+_BYTES_AT_ONCE = 64 << 20
 _CLUSTER_ROWS = 1_000_000
 MATCH = {EXACT: "exact", NEAR: "near", SEMANTIC: "semantic"}
 
@@ -52,14 +54,14 @@ def num_parts(num_rows: int, rows_per_part: int) -> int:
 
 def write_kept(path: Path, places: Places, rows: I64, config: CurateConfig) -> None:
     """A file of the snapshot."""
-    _write(path, SNAPSHOT, rows, lambda some: _kept(places, some, config))
+    _write(path, SNAPSHOT, places, rows, lambda some: _kept(places, some, config))
 
 
 def write_removed(
     path: Path, places: Places, rows: I64, *, fates: Fates, failures: pa.Table, old: OldRows | None
 ) -> None:
     """A file of rows that went, and why."""
-    _write(path, REMOVED, rows, lambda some: _removed(places, some, fates, failures, old))
+    _write(path, REMOVED, places, rows, lambda some: _removed(places, some, fates, failures, old))
 
 
 def write_clusters(path: Path, places: Places, fates: Fates, old: OldRows | None) -> None:
@@ -198,13 +200,24 @@ def excerpts(table: pa.Table) -> pa.Array:
     return pa.array([excerpt(row) for row in rows_of(table)], pa.string())
 
 
-def _write(path: Path, schema: pa.Schema, rows: I64, make: Callable[[I64], pa.Table]) -> None:
+def _write(path: Path, schema: pa.Schema, places: Places, rows: I64, make: Callable[[I64], pa.Table]) -> None:
+    """The rows of a part, in row groups that are cut anew every `_ROWS_AT_ONCE` rows, and between by `group_cuts`.
+
+    Of long rows fewer are held at once, which does not show: a row group that may go on waits for the rows after it.
+    """
+    size_R = places.said_bytes(rows)
     with _writer(path, schema) as writer:
         for low in range(0, max(1, len(rows)), _ROWS_AT_ONCE):
-            table = make(rows[low : low + _ROWS_AT_ONCE]).combine_chunks()
-            cuts = group_cuts(table)
-            for start, end in pairwise(cuts):
-                writer.write_table(table.slice(start, end - start), row_group_size=max(1, end - start))
+            some = rows[low : low + _ROWS_AT_ONCE]
+            waiting: list[pa.Table] = []
+            for begin, end in pairwise(cuts(size_R[low : low + _ROWS_AT_ONCE], _BYTES_AT_ONCE, _ROWS_AT_ONCE)):
+                table = pa.concat_tables([*waiting, make(some[begin:end])]).combine_chunks()
+                groups = group_cuts(table)
+                if end < len(some):
+                    groups.pop()
+                for start, stop in pairwise(groups):
+                    writer.write_table(table.slice(start, stop - start), row_group_size=max(1, stop - start))
+                waiting = [table.slice(groups[-1])]
 
 
 def _writer(path: Path, schema: pa.Schema) -> parquet.ParquetWriter:

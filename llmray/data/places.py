@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from llmray.data.config import CurateConfig
 from llmray.data.readers import Chunk
 from llmray.data.rows import Row
-from llmray.data.tables import fixed_bytes, mapped, pick
+from llmray.data.tables import fixed_bytes, mapped, pick, said_bytes
 from llmray.data.work import Work
 
 I64 = NDArray[np.int64]
@@ -96,6 +96,14 @@ class Places:
         line = self.of(rows, "small.arrow", ["line"])["line"].to_numpy()
         names = pa.array(self.sources, pa.string()).take(pa.array(self.source_C[chunk]))
         return names, line + self.lines_C[chunk]
+
+    def said_bytes(self, rows: I64) -> I64:
+        """Bytes of what some rows, in ascending order, say [n]."""
+        sizes = [
+            said_bytes(self._path(chunk) / "content.arrow", rows[low:high] - self.bases_C1[chunk])
+            for chunk, low, high in self._runs(rows)
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *sizes])
 
     def ids(self, rows: I64) -> NDArray[np.uint8]:
         """Ids of some rows [n, 32]."""

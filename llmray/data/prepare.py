@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ from llmray.data.tables import (
     write_table,
 )
 
-_BATCH_BYTES = 8 << 20
+_BATCH_CHARACTERS = 8 << 20
 _BATCH_ROWS = 4096
 _KIND = {kind: code for code, kind in enumerate(KINDS)}
 
@@ -177,17 +176,22 @@ def kind_salt(kind_D: NDArray[np.int8]) -> U64:
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
-    """Records a batch at a time: so many, or so much text, that memory stays bounded whatever the rows are like."""
-    while batch := list(islice(records, 64)):
-        size = _said(batch)
-        while len(batch) < _BATCH_ROWS and size < _BATCH_BYTES and (more := list(islice(records, 64))):
-            size += _said(more)
-            batch += more
+    """Records a batch at a time: so many, or so much text, that memory stays bounded whatever the rows are like.
+
+    A batch is full as soon as it holds its share of text, so it holds no more than that and one record, which
+    `reading.max_record_mb` bounds: its columns are Arrow arrays of less than 2 GiB.
+    """
+    batch: list[Record] = []
+    size = 0
+    for record in records:
+        batch.append(record)
+        if isinstance(record, Found):
+            size += len(record.row.whole) + len(record.row.group or "")
+        if size >= _BATCH_CHARACTERS or len(batch) == _BATCH_ROWS:
+            yield batch
+            batch, size = [], 0
+    if batch:
         yield batch
-
-
-def _said(batch: Sequence[Record]) -> int:
-    return sum(len(record.row.whole) for record in batch if isinstance(record, Found))
 
 
 def _columns(rows: Sequence[Row], lines: Sequence[int], judges: Judges) -> tuple[pa.RecordBatch, pa.Table]:

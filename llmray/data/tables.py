@@ -194,18 +194,46 @@ def mapped(path: Path) -> pa.Table:
 def pick(path: Path, at_R: I64, columns: Sequence[str] | None = None) -> pa.Table:
     """Some rows of an Arrow file, in the order of `at_R`, which must ascend; only their bytes are copied."""
     file = pa.ipc.open_file(pa.memory_map(str(path)))
-    taken, base = [], 0
+    taken = []
+    for batch, here in _holding(file, at_R):
+        table = pa.Table.from_batches([batch])
+        taken.append((table if columns is None else table.select(columns)).take(pa.array(here)))
+    if not taken:
+        empty = pa.schema([file.schema.field(name) for name in columns or file.schema.names])
+        return empty.empty_table()
+    return pa.concat_tables(taken)
+
+
+def said_bytes(path: Path, at_R: I64) -> I64:
+    """Bytes of what some rows of a file of `CONTENT` say, in the order of `at_R`, which must ascend [R].
+
+    They are told from where values begin and end: no text is read.
+    """
+    file = pa.ipc.open_file(pa.memory_map(str(path)))
+    sizes = [sum(_num_bytes(batch[name])[here] for name in SAID) for batch, here in _holding(file, at_R)]
+    return np.concatenate([np.zeros(0, np.int64), *sizes])
+
+
+def _holding(file: Any, at_R: I64) -> Iterator[tuple[pa.RecordBatch, I64]]:
+    """The batches of an Arrow file that hold some of the rows, and where in the batch those are."""
+    base = 0
     for number in range(file.num_record_batches):
         batch = file.get_batch(number)
         here = at_R[np.searchsorted(at_R, base) : np.searchsorted(at_R, base + batch.num_rows)] - base
         base += batch.num_rows
         if len(here):
-            table = pa.Table.from_batches([batch])
-            taken.append((table if columns is None else table.select(columns)).take(pa.array(here)))
-    if not taken:
-        empty = pa.schema([file.schema.field(name) for name in columns or file.schema.names])
-        return empty.empty_table()
-    return pa.concat_tables(taken)
+            yield batch, here
+
+
+def _num_bytes(array: pa.Array) -> I64:
+    """Bytes of the texts in each value: a string, a struct, or a list of either [R]."""
+    if pa.types.is_list(array.type):
+        ends = np.concatenate(([0], np.cumsum(_num_bytes(array.values))))
+        offsets = array.offsets.to_numpy()
+        return np.asarray(ends[offsets[1:]] - ends[offsets[:-1]])
+    if pa.types.is_struct(array.type):
+        return np.sum([_num_bytes(part) for part in array.flatten()], axis=0, dtype=np.int64)
+    return np.asarray(compute.fill_null(compute.binary_length(array), 0), np.int64)
 
 
 def array(path: Path) -> NDArray[Any]:
@@ -236,17 +264,27 @@ def write_parquet(sink: Any, table: pa.Table) -> None:
 
 
 def group_cuts(table: pa.Table) -> list[int]:
-    """Where row groups begin, and the end: a new one as soon as the last holds its share of text or of rows."""
+    """Where row groups begin, and the end: a new one as soon as the last holds its share of text or of rows.
+
+    Turns count 600 bytes each, but a row of more than its share what it holds.
+    """
     total = np.zeros(table.num_rows, np.int64)
     for name in ("text", "prompt", "chosen", "rejected"):
         if name in table.schema.names:
             total += np.asarray(compute.fill_null(compute.binary_length(table[name]), 0), np.int64)
     if "messages" in table.schema.names and table["messages"].null_count < table.num_rows:
         total += 600 * np.asarray(compute.fill_null(compute.list_value_length(table["messages"]), 0), np.int64)
-    ends = np.cumsum(total)
+        held = np.concatenate([_num_bytes(chunk) for chunk in table["messages"].chunks])
+        total = np.where(held > _GROUP_BYTES, np.maximum(total, held), total)
+    return cuts(total, _GROUP_BYTES, _GROUP_ROWS)
+
+
+def cuts(size_R: I64, most_bytes: int, most_rows: int) -> list[int]:
+    """Where runs of rows begin, and the end: a new one as soon as the last holds so many bytes or rows."""
+    ends = np.cumsum(size_R)
     cuts = [0]
-    while cuts[-1] < table.num_rows:
+    while cuts[-1] < len(ends):
         before = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
-        full = int(np.searchsorted(ends, before + _GROUP_BYTES)) + 1
-        cuts.append(min(full, cuts[-1] + _GROUP_ROWS, table.num_rows))
+        full = int(np.searchsorted(ends, before + most_bytes)) + 1
+        cuts.append(min(full, cuts[-1] + most_rows, len(ends)))
     return cuts if len(cuts) > 1 else [0, 0]

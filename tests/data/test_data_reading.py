@@ -50,6 +50,8 @@ def test_formats_of_names_that_do_not_tell() -> None:
         ({"columns": {"sentence": "text"}}, "names 'sentence', which is no field of a row"),
         ({"formats": {"*.txt": "excel"}}, r"reading\.formats \('excel'\) must be one of jsonl"),
         ({"header": ("text", "text")}, "names a column twice"),
+        ({"max_record_mb": 0}, r"reading\.max_record_mb \(0\) must be between 1 and 1,024.*try 256"),
+        ({"max_record_mb": 2048}, r"reading\.max_record_mb \(2048\) must be between 1 and 1,024"),
     ],
 )
 def test_impossible_options_name_the_fix(options: dict[str, object], reason: str) -> None:

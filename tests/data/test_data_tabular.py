@@ -100,15 +100,6 @@ def test_a_stray_quote_does_not_swallow_the_rows_after_it(tmp_path: Path) -> Non
         assert (number, "reading.quotes" in why) == (3, True)
 
 
-def test_lines_of_a_broken_quoted_text_are_not_made_rows(tmp_path: Path) -> None:
-    content = b'text,n\n"one line\nof prose\nand, a comma\nand no end'
-    assert [number for number, _ in bad(records(tmp_path, content))] == [2]
-    assert texts(records(tmp_path, content)) == []
-    single = b'text\n"one line\nof prose\nand no end\n'
-    assert [number for number, _ in bad(records(tmp_path, single))] == [2]
-    assert texts(records(tmp_path, single)) == []
-
-
 def test_many_stray_quotes_take_time_in_proportion(tmp_path: Path) -> None:
     # Each would read to the end of the file if nothing stopped it: 100,000 lines would then never end.
     found = records(tmp_path, b"text,n\n" + b'"b,2\n' * 50_000 + b'"b,2\nc,3\n' * 25_000)

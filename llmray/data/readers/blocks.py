@@ -25,25 +25,31 @@ class Damage(Exception):  # noqa: N818  # What has happened to the file; no faul
 
 
 class Lines:
-    """Lines without their ends; once they have run out, `damage` says whether the file went on, and `cut` how."""
+    """Lines without their ends; once they have run out, `damage` says whether the file went on, and `cut` how.
 
-    def __init__(self, blocks: Iterator[bytes], *, at_start: bool = True) -> None:
+    A line of more than `max_bytes` may come without its end, so that it does not fill the memory; it still has more.
+    """
+
+    def __init__(self, blocks: Iterator[bytes], *, max_bytes: int, at_start: bool = True) -> None:
         self.damage: str | None = None
         """Why the file could not be read further."""
         self.cut = b""
         """The piece of a line before the damage: even if it makes sense, it is not known to be whole."""
-        self._lines = self._split(blocks, at_start)
+        self._lines = self._split(blocks, max_bytes + len(_MARK), at_start)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._lines
 
-    def _split(self, blocks: Iterator[bytes], at_start: bool) -> Iterator[bytes]:
+    def _split(self, blocks: Iterator[bytes], most: int, at_start: bool) -> Iterator[bytes]:
         rest: list[bytes] = []
+        held = 0
         marked = at_start
         try:
             for block in blocks:
                 if b"\n" not in block:
-                    rest.append(block)
+                    if held <= most:
+                        rest.append(block)
+                        held += len(block)
                     continue
                 first, *whole, last = block.split(b"\n")
                 if rest:
@@ -51,7 +57,7 @@ class Lines:
                 yield first.removeprefix(_MARK) if marked else first
                 marked = False
                 yield from whole
-                rest = [last]
+                rest, held = [last], len(last)
         except Damage as damage:
             self.damage = str(damage)
         line = b"".join(rest)

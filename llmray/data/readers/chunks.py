@@ -128,12 +128,12 @@ def _read(chunk: Chunk, reading: Reading) -> Numbered:
 
 def _decoded(data: Iterator[bytes], form: Format, reading: Reading, *, at_start: bool) -> Numbered:
     if form.kind == "text" and reading.text_rows == "file":
-        return read_text_file(data)
-    lines = Lines(data, at_start=at_start)
+        return read_text_file(data, reading)
+    lines = Lines(data, max_bytes=reading.max_record_bytes, at_start=at_start)
     if form.kind == "jsonl":
-        return read_jsonl(lines, reading.columns)
+        return read_jsonl(lines, reading)
     if form.kind == "text":
-        return read_text(lines, "line" if reading.text_rows == "line" else "paragraph")
+        return read_text(lines, reading)
     return read_table(lines, "," if form.kind == "csv" else "\t", reading)
 
 

@@ -6,20 +6,24 @@ a value is touched, since a wrong offset would read memory that is not its own. 
 files), and `datasets` itself (it reads such folders, but whole or not at all).
 """
 
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import pyarrow as pa
 from pyarrow import ipc, parquet
 
 from llmray.data.readers.reading import Reading
-from llmray.data.readers.records import Found, Loss, Numbered, Quarantined, one_line, record_of
+from llmray.data.readers.records import Found, Loss, Numbered, Quarantined, one_line, record_of, too_long
 from llmray.errors import UnavailableError
 
 _BATCH_ROWS = 1024
+_BATCH_BYTES = 8 << 20
 _TROUBLE = (pa.ArrowException, OSError, MemoryError, ValueError, OverflowError)
 """What pyarrow raises when bytes make no sense; sizes read from damaged bytes may ask for any amount of memory."""
 _MAGIC = b"ARROW1\0\0"
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = 200
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 
 
@@ -86,6 +90,7 @@ def read_parquet(file: IO[bytes], uri: str, groups: range | None, reading: Readi
         columns = [name for name in table.schema_arrow.names if name in reading.wanted] or None
         groups = groups or range(table.num_row_groups)
         sizes = {group: table.metadata.row_group(group).num_rows for group in groups}
+        at_once = {group: _rows_at_once(sizes[group], _bytes_of(table.metadata, group, columns)) for group in groups}
     except _TROUBLE as error:
         watched.check()
         yield Loss(number=0, reason=f"damaged Parquet: {one_line(error)}")
@@ -93,7 +98,7 @@ def read_parquet(file: IO[bytes], uri: str, groups: range | None, reading: Readi
     number = 0
     for group, size in sizes.items():
         end = number + size
-        batches = table.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False)
+        batches = table.iter_batches(batch_size=at_once[group], row_groups=[group], columns=columns, use_threads=False)
         reason = "it has fewer rows than the index says"
         while True:
             try:
@@ -178,18 +183,33 @@ def _undecoded(kind: Any) -> Any:
 
 
 def _records(batch: Any, before: int, reading: Reading) -> Iterator[Found | Quarantined]:
-    """The rows of a record batch, `_BATCH_ROWS` at a time; where some value cannot be decoded, one by one."""
-    for begin in range(0, batch.num_rows, _BATCH_ROWS):
-        part = batch.slice(begin, _BATCH_ROWS)
+    """The rows of a record batch, some at a time; where a value cannot be decoded or may be too long, one by one."""
+    at_once = _rows_at_once(batch.num_rows, batch.nbytes)
+    for begin in range(0, batch.num_rows, at_once):
+        part = batch.slice(begin, at_once)
         number = before + begin + 1
         try:
-            rows = part.to_pylist()
+            rows = part.to_pylist() if part.nbytes <= reading.max_record_bytes else None
         except _TROUBLE:
+            rows = None
+        if rows is None:
             for at in range(part.num_rows):
                 yield _record(part.slice(at, 1), number + at, reading)
             continue
         for at, fields in enumerate(rows):
             yield record_of(fields, number + at, reading.columns)
+
+
+def _bytes_of(metadata: Any, group: int, columns: list[str] | None) -> int:
+    """Uncompressed size of some columns of a row group, or of all."""
+    parts = (metadata.row_group(group).column(at) for at in range(metadata.num_columns))
+    begins = ("",) if columns is None else tuple(f"{name}." for name in columns)
+    return sum(part.total_uncompressed_size for part in parts if f"{part.path_in_schema}.".startswith(begins))
+
+
+def _rows_at_once(num_rows: int, num_bytes: int) -> int:
+    """Rows to be decoded together: so many that memory stays bounded, whatever they are like."""
+    return max(1, min(_BATCH_ROWS, num_rows * _BATCH_BYTES // max(1, num_bytes)))
 
 
 def _record(row: Any, number: int, reading: Reading) -> Found | Quarantined:
@@ -199,4 +219,15 @@ def _record(row: Any, number: int, reading: Reading) -> Found | Quarantined:
         return Quarantined(number=number, reason=f"broken encoding: {one_line(error)}", raw="")
     except _TROUBLE as error:
         return Quarantined(number=number, reason=f"a value cannot be decoded: {one_line(error)}", raw="")
+    if _size(fields) > reading.max_record_bytes:
+        return too_long(_BRIEF.repr(fields).encode(), number, reading)
     return record_of(fields, number, reading.columns)
+
+
+def _size(value: Any) -> int:
+    """Bytes of the texts in a decoded value."""
+    if isinstance(value, str):
+        return len(value) if value.isascii() else len(value.encode())
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list | tuple) else 0

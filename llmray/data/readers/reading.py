@@ -26,6 +26,7 @@ _KINDS: dict[str, Kind] = {
 }
 _PACKINGS: dict[str, Packing] = {".gz": "gzip", ".zst": "zstd"}
 _PACKED = (".jsonl", ".csv", ".tsv", ".txt")
+_MOST_MB = 1024
 SUFFIXES = (*_KINDS, *(suffix + packing for suffix in _PACKED for packing in _PACKINGS))
 """Ends of the names of files that can be read."""
 
@@ -44,6 +45,8 @@ class Reading:
     """Whether fields of csv and tsv files may stand in double quotes; without, a quote is a character like any."""
     text_rows: Literal["file", "paragraph", "line"] = "file"
     """What of a plain text file is a row; paragraphs are parted by blank lines."""
+    max_record_mb: int = 256
+    """Largest record, in MiB of its line or lines, or of what its fields hold; a larger one is quarantined."""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.columns) - FIELDS):
@@ -57,11 +60,21 @@ class Reading:
             )
         if len(set(self.header)) < len(self.header):
             raise ConfigError("reading.header names a column twice: give each its own name")
+        if not 1 <= self.max_record_mb <= _MOST_MB:
+            raise ConfigError(
+                f"reading.max_record_mb ({self.max_record_mb}) must be between 1 and {_MOST_MB:,}, so that a batch of "
+                f"rows fits an Arrow column (2 GiB): try 256"
+            )
 
     @property
     def wanted(self) -> frozenset[str]:
         """Names that a file may have for something in a row; columns of other names need not be read."""
         return FIELDS | frozenset(self.columns.values())
+
+    @property
+    def max_record_bytes(self) -> int:
+        """Bytes of the largest record."""
+        return self.max_record_mb << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

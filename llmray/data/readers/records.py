@@ -4,6 +4,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmray.data.readers.reading import Reading
 from llmray.data.rows import Row, RowError, parse_row
 
 _EXCERPT = 500
@@ -59,6 +60,12 @@ def record_of(fields: Any, number: int, columns: Mapping[str, str], raw: bytes |
         missing = [f"{field} from {name!r}" for field, name in columns.items() if _lacks(fields, name)]
         hint = f"; columns takes {', '.join(missing)}, which is not there" if missing else ""
         return Quarantined(number=number, reason=f"{error}{hint}", raw=excerpt(fields if raw is None else raw))
+
+
+def too_long(raw: Any, number: int, reading: Reading) -> Quarantined:
+    """A record of more than `reading.max_record_mb`."""
+    reason = f"longer than reading.max_record_mb ({reading.max_record_mb} MiB): raise it, or cut the record in pieces"
+    return Quarantined(number=number, reason=reason, raw=excerpt(raw))
 
 
 def excerpt(raw: Any) -> str:
