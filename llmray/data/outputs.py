@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import compute, parquet
+from pyarrow import compute
 
 from llmray.data import index
 from llmray.data.buckets import between, shard_bounds
@@ -34,6 +34,7 @@ from llmray.data.tables import (
     group_cuts,
     hexadecimal,
     mapped,
+    parquet_writer,
     shapes,
 )
 from llmray.digest import fraction_of
@@ -67,7 +68,7 @@ def write_removed(
 def write_clusters(path: Path, places: Places, fates: Fates, old: OldRows | None) -> None:
     """Every cluster of two rows or more, by its best row's place; clusters of old rows come last."""
     rows = clustered(fates)
-    with _writer(path, CLUSTERS) as writer:
+    with parquet_writer(path, CLUSTERS) as writer:
         for low in range(0, max(1, len(rows)), _CLUSTER_ROWS):
             some = rows[low : low + _CLUSTER_ROWS]
             source, row = places.source_and_row(some)
@@ -206,7 +207,7 @@ def _write(path: Path, schema: pa.Schema, places: Places, rows: I64, make: Calla
     Of long rows fewer are held at once, which does not show: a row group that may go on waits for the rows after it.
     """
     size_R = places.said_bytes(rows)
-    with _writer(path, schema) as writer:
+    with parquet_writer(path, schema) as writer:
         for low in range(0, max(1, len(rows)), _ROWS_AT_ONCE):
             some = rows[low : low + _ROWS_AT_ONCE]
             waiting: list[pa.Table] = []
@@ -218,11 +219,6 @@ def _write(path: Path, schema: pa.Schema, places: Places, rows: I64, make: Calla
                 for start, stop in pairwise(groups):
                     writer.write_table(table.slice(start, stop - start), row_group_size=max(1, stop - start))
                 waiting = [table.slice(groups[-1])]
-
-
-def _writer(path: Path, schema: pa.Schema) -> parquet.ParquetWriter:
-    few = [name for name in ("shape", "split", "source", "match", "cluster", "kept_id") if name in schema.names]
-    return parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=few)
 
 
 def _kept(places: Places, rows: I64, config: CurateConfig) -> pa.Table:

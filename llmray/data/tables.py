@@ -256,11 +256,17 @@ def parquet_bytes(table: pa.Table) -> bytes:
 def write_parquet(sink: Any, table: pa.Table) -> None:
     """The same, to a file."""
     table = table.replace_schema_metadata(None).combine_chunks()
-    few = [name for name in ("shape", "split", "source", "match", "cluster", "kept_id") if name in table.schema.names]
-    with parquet.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=few) as writer:
+    with parquet_writer(sink, table.schema) as writer:
         cuts = group_cuts(table)
         for low, high in pairwise(cuts):
             writer.write_table(table.slice(low, high - low), row_group_size=max(1, high - low))
+
+
+def parquet_writer(sink: Any, schema: pa.Schema) -> parquet.ParquetWriter:
+    """Statistics are kept of what has few values and of the row's number: those of texts and ids are a tenth of a file."""
+    few = [name for name in ("shape", "split", "source", "match", "cluster", "kept_id") if name in schema.names]
+    told = [*few, *(name for name in ("row",) if name in schema.names)]
+    return parquet.ParquetWriter(sink, schema, compression="zstd", use_dictionary=few, write_statistics=told)
 
 
 def group_cuts(table: pa.Table) -> list[int]:
