@@ -30,7 +30,7 @@ types: $(STAMP)
 
 # What uses Ray shares one cluster and waits a good deal: the other tests fill its pauses.
 tests: $(STAMP)
-	$(MAKE) -j2 --output-sync=line tests-ray tests-pure
+	$(MAKE) -j2 tests-ray tests-pure
 
 tests-pure: $(STAMP)
 	$(BIN)/python -m pytest -m "not ray and not serve"
