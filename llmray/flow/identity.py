@@ -223,7 +223,8 @@ def _holds_values(value: Any) -> bool:
     return dataclasses.is_dataclass(value) or callable(value)
 
 
-def _add_code(path: str, value: str | Sequence[str], fields: dict[str, str]) -> None:
-    for name in [value] if isinstance(value, str) else value:
-        if ":" in name:
+def _add_code(path: str, value: str | Sequence[str] | None, fields: dict[str, str]) -> None:
+    """The sources of each `module:attribute`; what is no such name (a folder, `s3://bucket/model`) names no code."""
+    for name in [value] if isinstance(value, str) else value or ():
+        if name.partition(":")[2].isidentifier():
             fields[f"{path}({name})"] = _named_code(path, name)

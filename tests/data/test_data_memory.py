@@ -41,7 +41,7 @@ def found_rows(records: list[Mapping[str, Any]]) -> list[Record]:
 def test_batches_are_bounded_record_by_record(tmp_path: Path) -> None:
     long = 3 * MB
     rows = found_rows([{"text": f"{number} " + "x" * long} for number in range(20)])
-    prepare_records(iter(rows), judges_of(NO_RULES), tmp_path)
+    prepare_records(iter(rows), judges_of(NO_RULES), tmp_path, lambda _: None)
     file = ipc.open_file(str(tmp_path / "content.arrow"))
     sizes = [file.get_batch(number).num_rows for number in range(file.num_record_batches)]
     assert sum(sizes) == 20

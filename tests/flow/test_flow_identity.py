@@ -248,6 +248,7 @@ def test_an_artifact_in_a_list_of_lists_counts_by_its_content_alone() -> None:
 @dataclass(frozen=True)
 class Named:
     tasks: tuple[str, ...] = field(default=(), metadata={"code": True})
+    model: str | None = field(default=None, metadata={"code": True})
 
 
 def test_code_that_a_config_names_counts_by_its_sources(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,6 +261,10 @@ def test_code_that_a_config_names_counts_by_its_sources(project: Project, monkey
     assert key(config=named) != before
     with pytest.raises(ConfigError, match="there is no module own_nothing"):
         key(config=Named(tasks=("own_nothing:TASK",)))
+
+
+def test_a_folder_is_no_code() -> None:
+    assert len({key(config=Named(model=model)) for model in (None, "minilm", "s3://bucket/model", "/models/mini")}) == 4
 
 
 def test_constants_of_a_set_have_no_order() -> None:
