@@ -1,5 +1,6 @@
 """Curation on the shared Ray cluster, from files to a published snapshot."""
 
+import fcntl
 import gzip
 import os
 import random
@@ -272,12 +273,10 @@ def test_tasks_that_run_are_taken_back_when_one_fails(ray_cluster: None, tmp_pat
     from llmray.data.tasks import finished
 
     def goes_on(folder: Path) -> None:
-        (folder / "began").touch()
-        try:
-            while True:
-                threading.Event().wait(0.01)
-        finally:
-            (folder / "ended").touch()
+        with (folder / "held").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            (folder / "began").touch()
+            threading.Event().wait()
 
     def fails(folder: Path) -> None:
         while not (folder / "began").exists():
@@ -286,7 +285,8 @@ def test_tasks_that_run_are_taken_back_when_one_fails(ray_cluster: None, tmp_pat
 
     with pytest.raises(InputError, match="broken"):
         list(finished(None, [(goes_on, (tmp_path,)), (fails, (tmp_path,))]))
-    assert (tmp_path / "ended").exists()
+    with (tmp_path / "held").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # for ever, if the task still ran
 
 
 @pytest.mark.data
