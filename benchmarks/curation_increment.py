@@ -1,14 +1,15 @@
 """Claim: adding 1% of new rows to a snapshot takes at most 3% of the time of curating everything.
 
 A corpus without its last 1% becomes a snapshot, then that last 1% is curated `against` it: new documents, and copies of
-old ones among them. Times are those of `curate` on a cluster that is up, each in a fresh process; wall times with the
-start of Ray stand beside them. What the increment removes is compared with what it must: every labelled copy among the
+old ones among them. Times are those of `curate` on a cluster whose workers are up, each in a fresh process; wall times
+with the start of Ray and its workers stand beside them. What the increment removes is compared with what it must: every labelled copy among the
 new rows that is at least `threshold` like an old row, by plain-Python Jaccard.
 
     python benchmarks/curation_increment.py corpora/1
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -37,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="increment-") as scratch:
         folder = Path(scratch)
         new, rest, added = _part(args.corpus, files, folder / "new", args.share)
-        full = curation(rest, folder / "run", threshold=args.threshold)
-        more = curation([new], folder / "run", threshold=args.threshold, against=full.uri)
+        full = curation(rest, folder / "run", threshold=args.threshold, warm=True)
+        shutil.rmtree(folder / "run" / "warm")
+        more = curation([new], folder / "run", threshold=args.threshold, against=full.uri, warm=True)
         found, wanted = _recall(Path(more.uri), new, rest, args)
     ratio = more.job_s / full.job_s
     rows = [

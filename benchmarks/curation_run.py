@@ -72,6 +72,7 @@ def curation(
     chunk_bytes: int | None = None,
     kill_after_s: float | None = None,
     against: str | None = None,
+    warm: bool = False,
 ) -> Curation:
     """Run the command on `cores` cores and read what it says."""
     command = [sys.executable, __file__, *map(str, sources), "--folder", str(folder), "--num-cpus", str(num_cpus)]
@@ -79,6 +80,7 @@ def curation(
     for flag, value in (("--chunk-bytes", chunk_bytes), ("--kill-after", kill_after_s), ("--against", against)):
         if value is not None:
             command += [flag, str(value)]
+    command += ["--warm"] if warm else []
     env = {"LLMRAY_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""}
     run = measured(command, env=env, cores=cores)
     line = next(line for line in run.output.splitlines() if line.startswith(MARK))
@@ -108,12 +110,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recall", type=float, default=0.99)
     parser.add_argument("--chunk-bytes", type=int)
     parser.add_argument("--kill-after", type=float, help="seconds after which a busy worker is killed")
+    parser.add_argument("--warm", action="store_true", help="curate a few rows first, so that workers are up")
     parser.add_argument("--against", help="URI of the snapshot that is added to")
     args = parser.parse_args(argv)
     from llmray.data.curate import curate
 
     began = time.perf_counter()
     cluster.connect(num_cpus=args.num_cpus)
+    if args.warm:
+        _warm(args.folder / "warm", args.threshold, args.recall)
     start_s = time.perf_counter() - began
     killer = _Killer(args.kill_after) if args.kill_after is not None else None
     options: dict[str, Any] = {"chunk_bytes": args.chunk_bytes, "against": args.against}
@@ -138,6 +143,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(MARK + json.dumps(result))
     return 0
+
+
+def _warm(folder: Path, threshold: float, recall: float) -> None:
+    """Workers start and load what they need while nobody counts."""
+    from llmray.data.curate import curate
+
+    folder.mkdir(parents=True)
+    for number in range(8):  # More files than cores: every worker takes part.
+        rows = (json.dumps({"text": f"row {row} of file {number} says something of its own"}) for row in range(50))
+        (folder / f"{number}.jsonl").write_text("\n".join(rows))
+    curate([str(folder)], config=near_config(threshold, recall), root_uri=str(folder / "artifacts"))
 
 
 def _digests(made: artifact.Artifact) -> dict[str, str]:
