@@ -3,18 +3,16 @@
 A corpus without its last 1% becomes a snapshot, then that last 1% is curated `against` it: new documents, and copies of
 old ones among them. Times are those of `curate` on a cluster whose workers are up, each in a fresh process; wall times
 with the start of Ray and its workers stand beside them. What the increment removes is compared with what it must: every labelled copy among the
-new rows that is at least `threshold` like an old row, by plain-Python Jaccard.
+new rows that is at least `threshold` like a row of the snapshot, by plain-Python Jaccard.
 
     python benchmarks/curation_increment.py corpora/1
 """
 
 import argparse
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import orjson
 from curation_run import brief, curation
@@ -39,9 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(scratch)
         new, rest, added = _part(args.corpus, files, folder / "new", args.share)
         full = curation(rest, folder / "run", threshold=args.threshold, warm=True)
-        shutil.rmtree(folder / "run" / "warm")
         more = curation([new], folder / "run", threshold=args.threshold, against=full.uri, warm=True)
-        found, wanted = _recall(Path(more.uri), new, rest, args)
+        found, wanted = _recall(Path(full.uri), Path(more.uri), new, rest, args)
     ratio = more.job_s / full.job_s
     rows = [
         [
@@ -85,23 +82,28 @@ def _part(corpus: Path, files: Sequence[Path], folder: Path, share: float) -> tu
     return new, [*files[:-1], kept], size
 
 
-def _recall(snapshot: Path, new: Path, rest: Sequence[Path], args: argparse.Namespace) -> tuple[int, int]:
-    """New rows that repeat a labelled old one, and how many of them went."""
+def _recall(old: Path, snapshot: Path, new: Path, rest: Sequence[Path], args: argparse.Namespace) -> tuple[int, int]:
+    """New rows that went of those that repeat a labelled old one which had stayed, and how many those are."""
     fresh = [orjson.loads(line) for line in new.read_bytes().splitlines()]
     number_of = {record["id"]: number for number, record in enumerate(fresh, 1)}
     pairs = parquet.read_table(args.corpus / "pairs.parquet").to_pylist()
     pairs = [pair for pair in pairs if pair["id_b"] in number_of and pair["id_a"] not in number_of]
-    old = _texts(rest, {(pair["file_a"], pair["row_a"]) for pair in pairs})
+    stayed = _rows(old / "kept")
+    pairs = [pair for pair in pairs if (pair["file_a"], pair["row_a"]) in stayed]
+    text_of = _texts(rest, {(pair["file_a"], pair["row_a"]) for pair in pairs})
     wanted = set()
     for pair in pairs:
         text = fresh[number_of[pair["id_b"]] - 1]["text"]
-        if jaccard(shingles(text), shingles(old[pair["file_a"], pair["row_a"]])) >= args.threshold:
+        if jaccard(shingles(text), shingles(text_of[pair["file_a"], pair["row_a"]])) >= args.threshold:
             wanted.add(number_of[pair["id_b"]])
-    gone: set[Any] = set()
-    for path in sorted((snapshot / "removed").glob("*.parquet")):
-        table = parquet.read_table(path, columns=["source", "row"]).to_pylist()
-        gone |= {record["row"] for record in table if record["source"].endswith(new.name)}
+    gone = {row for file, row in _rows(snapshot / "removed") if file == new.name}
     return len(wanted & gone), len(wanted)
+
+
+def _rows(folder: Path) -> set[tuple[str, int]]:
+    """File name and number of the rows in a folder of a snapshot."""
+    table = parquet.read_table(folder, columns=["source", "row"]).to_pylist()
+    return {(Path(record["source"]).name, record["row"]) for record in table}
 
 
 def _texts(files: Sequence[Path], wanted: set[tuple[str, int]]) -> dict[tuple[str, int], str]:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -118,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     cluster.connect(num_cpus=args.num_cpus)
     if args.warm:
-        _warm(args.folder / "warm", args.threshold, args.recall)
+        _warm(args.threshold, args.recall)
     start_s = time.perf_counter() - began
     killer = _Killer(args.kill_after) if args.kill_after is not None else None
     options: dict[str, Any] = {"chunk_bytes": args.chunk_bytes, "against": args.against}
@@ -145,15 +146,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _warm(folder: Path, threshold: float, recall: float) -> None:
+def _warm(threshold: float, recall: float) -> None:
     """Workers start and load what they need while nobody counts."""
     from llmray.data.curate import curate
 
-    folder.mkdir(parents=True)
-    for number in range(8):  # More files than cores: every worker takes part.
-        rows = (json.dumps({"text": f"row {row} of file {number} says something of its own"}) for row in range(50))
-        (folder / f"{number}.jsonl").write_text("\n".join(rows))
-    curate([str(folder)], config=near_config(threshold, recall), root_uri=str(folder / "artifacts"))
+    with tempfile.TemporaryDirectory(prefix="warm-") as folder:
+        for number in range(8):  # More files than cores: every worker takes part.
+            rows = (json.dumps({"text": f"row {row} of file {number} says something of its own"}) for row in range(50))
+            Path(folder, f"{number}.jsonl").write_text("\n".join(rows))
+        curate([folder], config=near_config(threshold, recall), root_uri=f"{folder}/artifacts")
 
 
 def _digests(made: artifact.Artifact) -> dict[str, str]:

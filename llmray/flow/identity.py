@@ -20,6 +20,7 @@ from types import CodeType
 from typing import Any
 
 from llmray.artifact import Artifact
+from llmray.code_names import is_code_name
 from llmray.digest import canonical_json, digest_bytes, digest_file, digest_of
 from llmray.errors import ConfigError
 
@@ -226,5 +227,5 @@ def _holds_values(value: Any) -> bool:
 def _add_code(path: str, value: str | Sequence[str] | None, fields: dict[str, str]) -> None:
     """The sources of each `module:attribute`; what is no such name (a folder, `s3://bucket/model`) names no code."""
     for name in [value] if isinstance(value, str) else value or ():
-        if name.partition(":")[2].isidentifier():
+        if is_code_name(name):
             fields[f"{path}({name})"] = _named_code(path, name)

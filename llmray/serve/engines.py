@@ -1,13 +1,13 @@
 """Which engine a model application opens, and the check that its folder holds the model that was evaluated."""
 
-import importlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmray import artifact, storage
-from llmray.errors import ConfigError, InputError, NotFoundError
+from llmray.code_names import load_named
+from llmray.errors import InputError, NotFoundError
 from llmray.serve.engine import Engine
 
 ENGINES = {"hf": "llmray.serve.engines:hf_engine", "echo": "llmray.serve.engines:echo_engine"}
@@ -44,11 +44,7 @@ def open_engine(args: ModelArgs) -> Engine:
         ConfigError: there is no such engine.
         InputError: the folder does not hold that model.
     """
-    path, _, attribute = ENGINES.get(args.engine, args.engine).partition(":")
-    try:
-        make: Any = getattr(importlib.import_module(path), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"engine ({args.engine}) must be one of {', '.join(ENGINES)} or module:attribute") from error
+    make = load_named(ENGINES.get(args.engine, args.engine), f"engine ({', '.join(ENGINES)} or module:attribute)")
     engine: Engine = make(args)
     return engine
 

@@ -42,7 +42,7 @@ def blame(
         spare: tried where this rank has nothing left.
         knows_sound: whether this rank knows something in the batch to be sound.
     """
-    sound = _anywhere(knows_sound)
+    sound = False
     bad: set[Row] = set()
     at = tried = 0
     while True:
@@ -51,12 +51,12 @@ def blame(
         found = [row for (row, _), fine in zip(mine, verdicts, strict=True) if not fine]
         at += at_once
         everywhere: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everywhere, (found, len(mine), at < len(suspects)))
-        for rows, count, _ in everywhere:
+        dist.all_gather_object(everywhere, (found, len(mine), at < len(suspects), knows_sound))
+        for rows, count, _, knows in everywhere:
             bad.update(rows)
             tried += count
-            sound = sound or len(rows) < count
-        more = any(left for _, _, left in everywhere)
+            sound = sound or knows or len(rows) < count
+        more = any(left for _, _, left, _ in everywhere)
         if not more or (bad and (sound or at >= _ROUNDS_WITHOUT_A_SOUND_ROW * at_once)):
             return Blame(rows=sorted(bad, key=_order), found=bool(bad), all_bad=bool(bad) and not sound and tried > 1)
 
@@ -104,12 +104,6 @@ def embedded(model: Any) -> Iterator[list[torch.Tensor]]:
         yield seen
     finally:
         handle.remove()
-
-
-def _anywhere(flag: bool) -> bool:
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, flag)
-    return any(everywhere)
 
 
 def _order(row: Row) -> tuple[str, int]:

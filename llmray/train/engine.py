@@ -14,6 +14,7 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -163,6 +164,21 @@ def complete_zero0(engine: Any, spec: ModelRun, *, fresh: bool) -> None:
             optimizer.zero_grad(set_to_none=True)
 
     engine.optimizer.register_step_pre_hook(clip)
+
+
+def sum_over_ranks(values: torch.Tensor, place: Place) -> None:
+    """Add up in place over all ranks; CPU tensors over gloo, and by way of the GPU over nccl."""
+    if place.world_size > 1:
+        there = values.to(place.device)
+        dist.all_reduce(there)
+        values.copy_(there)
+
+
+def any_rank(flag: bool, place: Place) -> bool:
+    """Whether it is so on any rank; every rank must ask."""
+    flags = torch.tensor([float(flag)])
+    sum_over_ranks(flags, place)
+    return bool(flags)
 
 
 def weights_are_lost(engine: Any) -> bool:

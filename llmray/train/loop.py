@@ -28,12 +28,14 @@ from llmray.train.cursor import Cursor, share
 from llmray.train.divergence import Blame, Diverged, Fine, Limits, LossWatch, Verdict, diverged_error
 from llmray.train.engine import (
     Place,
+    any_rank,
     export,
     gather_weights,
     join_process_group,
     load_model,
     load_tokenizer,
     make_engine,
+    sum_over_ranks,
     weights_are_lost,
     zero3_loading,
 )
@@ -176,7 +178,7 @@ def _steps(
             warmup_fraction=spec.warmup_fraction,
             schedule=spec.schedule,
         )
-        if _any_rank(job.place, deadline is not None and clock() >= deadline):
+        if any_rank(deadline is not None and clock() >= deadline, job.place):
             if saved < progress.step and not progress.watch.high_for:
                 hooks.report({"step": progress.step, "loss": progress.train_loss}, save)
             return progress, True
@@ -235,7 +237,7 @@ def _step(job: _Job, batch: list[int], lr: float) -> _Taken:
         total += micro_batches[-1][1]
         engine.backward(loss * scale)
         engine.step()
-    _sum_over_ranks(total, place)
+    sum_over_ranks(total, place)
     return _Taken(
         loss=float(total) / targets,
         grad_norm=float(engine.get_global_grad_norm()),
@@ -250,7 +252,7 @@ def _judge(job: _Job, progress: Progress, taken: _Taken, *, saving: bool) -> tup
     verdict, watch = progress.watch.judge(
         taken.loss, grad_norm=taken.grad_norm, applied=taken.applied, limits=job.limits
     )
-    if saving and isinstance(verdict, Fine) and _any_rank(job.place, weights_are_lost(job.engine)):
+    if saving and isinstance(verdict, Fine) and any_rank(weights_are_lost(job.engine), job.place):
         verdict = Diverged(of="weights", value=math.nan)
     return verdict, watch
 
@@ -329,7 +331,7 @@ def _heldout_loss(job: _Job) -> float:
             if part:
                 totals += torch.tensor([float(loss), sum(block.num_targets for block in part)])
     job.engine.train()
-    _sum_over_ranks(totals, job.place)
+    sum_over_ranks(totals, job.place)
     return float(totals[0] / totals[1]) if totals[1] else math.nan
 
 
@@ -345,17 +347,3 @@ def _line(job: _Job, progress: Progress, *, lr: float, grad_norm: float) -> dict
         "core_seconds": round(progress.meter.core_seconds, 3),
     }
     return {**line, "high_for": progress.watch.high_for} if progress.watch.high_for else line
-
-
-def _sum_over_ranks(values: torch.Tensor, place: Place) -> None:
-    """Add up in place over all ranks; CPU tensors over gloo, and by way of the GPU over nccl."""
-    if place.world_size > 1:
-        there = values.to(place.device)
-        dist.all_reduce(there)
-        values.copy_(there)
-
-
-def _any_rank(place: Place, late: bool) -> bool:
-    flag = torch.tensor([float(late)])
-    _sum_over_ranks(flag, place)
-    return bool(flag)

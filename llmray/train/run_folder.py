@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,13 +16,14 @@ from typing import Any
 
 from llmray import artifact, storage
 from llmray.errors import ConfigError, InputError
+from llmray.ticking import ticking
 
 RESULT, METRICS, EXPORT, GROUP = "result.json", "metrics.jsonl", "export", "ray"
 """Inside a run folder: what a finished run returned, a line a step, the model before it is published, and Ray's state
 with its checkpoints.
 """
 _SPEC = "spec.json"
-_SAY_EVERY_S = 5.0
+_POLL_S, _SAY_EVERY_S = 0.25, 5.0
 
 Line = dict[str, Any]
 OnReport = Callable[[Line], None]
@@ -86,19 +86,10 @@ def following(
     Steps that an earlier call took come first, so whoever listens has the whole curve.
     """
     follower = _Follower(path, on_report, log, describe, max_steps)
-    over = threading.Event()
-
-    def follow() -> None:
-        while not over.wait(0.25):
-            follower.poll()
-
-    thread = threading.Thread(target=follow, name="train-metrics", daemon=True)
-    thread.start()
     try:
-        yield
+        with ticking(follower.poll, every_s=_POLL_S, name="train-metrics"):
+            yield
     finally:
-        over.set()
-        thread.join()
         follower.poll()
 
 

@@ -9,7 +9,6 @@ A trial's reports and its end come through one queue, and one thread hands them 
 on its way when the function returns, that thread waits for itself for ever (Ray 2.60).
 """
 
-import importlib
 import os
 import threading
 import time
@@ -22,6 +21,7 @@ from ray import tune as ray_tune
 from ray.train import UserCallback
 from ray.util.queue import Queue
 
+from llmray.code_names import load_named
 from llmray.errors import ConfigError, LLMRayError
 
 REPORTED = "llmray_reported"
@@ -67,15 +67,11 @@ def resolve_trial(trial: str | TrialFunction) -> TrialFunction:
     """A trial function from `module:attribute`, or itself.
 
     Raises:
-        ConfigError: it cannot be imported or called.
+        ConfigError: it cannot be loaded or called.
     """
     if not isinstance(trial, str):
         return trial
-    module, _, attribute = trial.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"trial {trial!r} cannot be imported: {error}; write module:attribute") from error
+    found = load_named(trial, "trial (module:attribute)")
     if not callable(found):
         raise ConfigError(f"trial {trial!r} is not callable")
     function: TrialFunction = found

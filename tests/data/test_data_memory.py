@@ -128,13 +128,14 @@ def test_bytes_of_rows_are_told_without_their_text(tmp_path: Path) -> None:
         assert job.places.said_bytes(every[:0]).tolist() == []
 
 
-def test_a_long_conversation_fills_a_row_group() -> None:
+def test_row_groups_of_conversations_are_cut_by_what_is_said() -> None:
     schema = pa.schema([tables.SNAPSHOT.field("messages")])
 
     def table(size: int) -> pa.Table:
         return pa.table({"messages": [[{"role": "user", "content": "x" * size}]] * 10}, schema=schema)
 
-    assert tables.group_cuts(table(100_000)) == [0, 10]
+    assert tables.group_cuts(table(100)) == [0, 10]
+    assert tables.group_cuts(table(100_000)) == [0, 2, 4, 6, 8, 10]
     assert tables.group_cuts(table(200_000)) == list(range(11))
 
 

@@ -122,7 +122,7 @@ def test_another_search_in_the_same_folder_is_refused(ray_cluster: None, tmp_pat
     tune(trials.parabola, spec([3, 4], num_trials=1), budget=PLENTY, run_dir=str(tmp_path))
     with pytest.raises(ConfigError, match="another search"):
         tune(trials.parabola, spec([7, 8]), budget=PLENTY, run_dir=str(tmp_path))
-    with pytest.raises(ConfigError, match="cannot be imported"):
+    with pytest.raises(ConfigError, match="cannot be loaded"):
         tune("no.module:trial", spec([1, 2]), budget=PLENTY, run_dir=str(tmp_path / "other"))
     with pytest.raises(ConfigError, match="the cluster has"):
         tune(trials.parabola, spec([1, 2], cpus_per_trial=99), budget=PLENTY, run_dir=str(tmp_path / "big"))

@@ -5,10 +5,10 @@ takes of the published rules only those that hold for short texts too: Gopher's 
 sentences, would remove most rows of an instruction set.
 """
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from llmray.code_names import load_named
 from llmray.data.rules import c4, fineweb, gopher, language, own, personal
 from llmray.data.rules.c4 import C4
 from llmray.data.rules.fineweb import FineWeb
@@ -113,11 +113,7 @@ def load(name: str) -> Rule:
     Raises:
         ConfigError: it is not there, or is no `Rule`.
     """
-    module, _, attribute = name.partition(":")
-    try:
-        rule = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"outliers.rules: {name} cannot be loaded: {error}") from error
+    rule = load_named(name, "outliers.rules")
     if not isinstance(rule, Rule):
         raise ConfigError(f"outliers.rules: {name} is a {type(rule).__name__}: make it a llmray.data.rules.Rule")
     return rule
