@@ -1,5 +1,6 @@
 """Every job by `ray job submit` on a cluster that `ray start --head` started, with its true exit code."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -50,7 +51,8 @@ def head(ray_cluster: None, lived: Lived) -> Iterator[str]:
     assert "Ray runtime started" in said, said
     yield f"http://127.0.0.1:{dashboard}"
     for process in psutil.Process(started.pid).children(recursive=True):  # a polite end takes half a minute
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # gone with its parent
+            process.kill()
     started.kill()
     started.stdout.close()
     started.wait()
