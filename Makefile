@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart install test lint types tests tests-pure tests-ray tests-jobs clean
+.PHONY: quickstart install test lint types tests tests-pure tests-ray clean
 
 quickstart: $(STAMP)
 	$(BIN)/python jobs/lifecycle.py
@@ -28,18 +28,15 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# What uses Ray waits a third of the time, and trainings that start up wait for each other: three parts fill the pauses.
+# What uses Ray waits a good deal: the other tests fill its pauses. Two parts with Ray would disturb each other's clusters.
 tests: $(STAMP)
-	$(MAKE) -j3 tests-jobs tests-ray tests-pure
+	$(MAKE) -j2 tests-ray tests-pure
 
 tests-pure: $(STAMP)
 	$(BIN)/python -m pytest -m "not ray and not serve"
 
 tests-ray: $(STAMP)
-	$(BIN)/python -m pytest --ignore tests/jobs -m "ray or serve"
-
-tests-jobs: $(STAMP)
-	$(BIN)/python -m pytest tests/jobs -m "ray or serve"
+	$(BIN)/python -m pytest -m "ray or serve"
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
