@@ -85,7 +85,8 @@ def curation(
     env = {"LLMRAY_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""}
     run = measured(command, env=env, cores=cores)
     line = next(line for line in run.output.splitlines() if line.startswith(MARK))
-    return Curation(run=run, **json.loads(line.removeprefix(MARK)))
+    said = json.loads(line.removeprefix(MARK))
+    return Curation(run=run, files=_digests(artifact.load(said["uri"])), **said)
 
 
 def brief(made: Curation) -> dict[str, Any]:
@@ -138,7 +139,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "start_s": start_s,
         "digest": made.digest,
         "uri": made.uri,
-        "files": _digests(made),
         "report": dict(made.report),
         "killed": killer.stop() if killer else [],
     }

@@ -26,6 +26,8 @@ Member = TypeVar("Member", bound=np.generic)
 
 BATCH_CHARACTERS = 16 << 20
 """Text of the documents that a task compares; a component is never cut."""
+LEAST_BATCHES = 8
+"""Batches, where there is less text than fills so many; of a quarter of a million characters at least."""
 OLD_CHARACTERS = 1 << 15
 """What reading an old row costs, in characters of text compared: it lies alone in a row group."""
 OLD_MEMBERS = 64
@@ -139,7 +141,7 @@ def unite(parts: Sequence[Buckets]) -> Buckets:
 
 
 def deal(buckets: Buckets, length_R: I64, characters: int = BATCH_CHARACTERS) -> Batches:
-    """Whole components to batches of about `characters` of text.
+    """Whole components to batches of about `characters` of text, or less where that leaves some without work.
 
     Components that met old rows come first, in the order of those: so a batch reads one stretch of the old text. The
     others follow in the order of their own rows.
@@ -155,6 +157,7 @@ def deal(buckets: Buckets, length_R: I64, characters: int = BATCH_CHARACTERS) ->
     np.minimum.at(first_old, met, buckets.old_P)
     order = np.lexsort((first, first_old))
     batch = np.empty(len(order), np.int64)
+    characters = min(characters, max(characters >> 6, int(weight.sum()) // LEAST_BATCHES))
     batch[order] = np.cumsum(weight[order]) // characters if len(order) else 0
     _, batch = np.unique(batch, return_inverse=True)
     num_batches = int(batch.max()) + 1 if len(batch) else 0

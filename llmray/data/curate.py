@@ -46,6 +46,10 @@ __all__ = ["CurateConfig", "curate"]
 
 log = logging.getLogger(__name__)
 
+CHUNKS_ALONE = 128
+"""Chunks up to which tasks of our own prepare them: a stream of Ray Data takes 2 to 5 s to set up and to drain, a tenth
+of what 4 GiB take on two cores; measured in docs/design/curation.md."""
+_LEAST_CHUNK_BYTES = 1 << 20
 NAMES_ALONE = 2_000_000
 """Bucket names up to which one task is as fast as several; measured in docs/design/curation.md."""
 NAMES_AT_MOST = 20_000_000
@@ -73,7 +77,7 @@ def curate(
         against: URI of a snapshot that is added to: all its rows stay, and new rows that repeat one go.
         work_uri: a folder that every node sees, for work in hand; `<home>/work` by default. A run that was stopped goes
             on from what is there; it is emptied when the snapshot is published.
-        chunk_bytes: how much of a file is a piece of work; changes nothing of what comes out.
+        chunk_bytes: how much of a file is a piece of work at most; changes nothing of what comes out.
 
     Returns:
         The snapshot: `kept/`, `removed/`, `clusters/` (Parquet), `quarantine/` (jsonl), `index/`, `report.json`,
@@ -101,15 +105,11 @@ def curate(
         open_index(onto.local(), config)
     stamps = [(name, uri, storage.stamp(uri)) for uri, name in zip(uris, names, strict=True)]
     stamps += [("", uri, storage.stamp(uri)) for uri in other_files(config)]
-    key = work_key(config, stamps, onto=onto and onto.digest, chunk_bytes=chunk_bytes)
+    pieces = _cut(uris, names, config, chunk_bytes)
+    key = work_key(config, stamps, onto=onto and onto.digest, chunks=[(piece.start, piece.end) for piece in pieces])
     work = Work(uri=storage.join(work_uri or storage.join(storage.home(), "work"), key))
     with locked(work.uri):
         try:
-            pieces = [
-                piece
-                for uri, name in zip(uris, names, strict=True)
-                for piece in chunks(uri, name, reading=config.reading, chunk_bytes=chunk_bytes)
-            ]
             job = _prepare(pieces, config, work, base, onto)
             _check_rows(job.places, uris)
             _second_looks(job)
@@ -128,6 +128,21 @@ def curate(
     if output_uri is not None:
         artifact.copy(made, output_uri)
     return made
+
+
+def _cut(uris: Sequence[str], names: Sequence[str], config: CurateConfig, chunk_bytes: int) -> list[Chunk]:
+    """The chunks of all files; smaller ones where there would be fewer than two for each core."""
+
+    def cut(most: int) -> list[Chunk]:
+        files = zip(uris, names, strict=True)
+        return [piece for uri, name in files for piece in chunks(uri, name, reading=config.reading, chunk_bytes=most)]
+
+    pieces = cut(chunk_bytes)
+    wanted = 2 * int(ray.cluster_resources().get("CPU", 1))
+    if len(pieces) >= wanted:
+        return pieces
+    share = sum(piece.num_bytes or 0 for piece in pieces) // wanted
+    return cut(min(chunk_bytes, max(_LEAST_CHUNK_BYTES, share)))
 
 
 def _prepare(pieces: Sequence[Chunk], config: CurateConfig, work: Work, base: str, onto: Artifact | None) -> Job:
@@ -172,8 +187,7 @@ def _prepared(
     pieces: Sequence[Chunk], waiting: Sequence[int], config: CurateConfig, work: Work
 ) -> Generator[tuple[int, int], None, None]:
     """Numbers of the chunks that waited, as they are done, and their rows. Closed early, it leaves nothing running."""
-    if len(waiting) <= ray.cluster_resources().get("CPU", 1):
-        # All at once: a stream of blocks would take longer to set up than a small addition takes as a whole.
+    if len(waiting) <= CHUNKS_ALONE:
         calls = [(stages.chunk, (config, work, number, pieces[number])) for number in waiting]
         with closing(finished(None, calls)) as ended:
             for at, facts in ended:

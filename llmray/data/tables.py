@@ -1,7 +1,7 @@
 """The Arrow tables of curation: the snapshot's columns, which are the contract, and those of the work in hand.
 
 Parquet files are written so that equal rows give equal bytes: one chunk a column, row groups cut by what the rows hold,
-no metadata. Row groups are small (128 KiB of text), because a later curation against this snapshot
+no metadata. Row groups are small (256 KiB of text), because a later curation against this snapshot
 reads single rows of it. Tables of the work in hand are uncompressed Arrow files: mapped into memory, they cost nothing
 that is not looked at. In the work an id is 32 bytes; the hexadecimal form is for what people read.
 """
@@ -23,7 +23,7 @@ from llmray.data.rows import Row
 I64 = NDArray[np.int64]
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_GROUP_BYTES = 1 << 17
+_GROUP_BYTES = 1 << 18
 """Text in a Parquet row group: what reading one row costs."""
 _GROUP_ROWS = 10_000
 

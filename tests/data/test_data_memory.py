@@ -135,8 +135,8 @@ def test_row_groups_of_conversations_are_cut_by_what_is_said() -> None:
         return pa.table({"messages": [[{"role": "user", "content": "x" * size}]] * 10}, schema=schema)
 
     assert tables.group_cuts(table(100)) == [0, 10]
-    assert tables.group_cuts(table(100_000)) == [0, 2, 4, 6, 8, 10]
-    assert tables.group_cuts(table(200_000)) == list(range(11))
+    assert tables.group_cuts(table(200_000)) == [0, 2, 4, 6, 8, 10]
+    assert tables.group_cuts(table(400_000)) == list(range(11))
 
 
 def test_kept_rows_are_written_where_there_are_none(tmp_path: Path) -> None:
