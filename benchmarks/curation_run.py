@@ -152,9 +152,14 @@ def _warm(threshold: float, recall: float) -> None:
 
     with tempfile.TemporaryDirectory(prefix="warm-") as folder:
         for number in range(8):  # More files than cores: every worker takes part.
-            rows = (json.dumps({"text": f"row {row} of file {number} says something of its own"}) for row in range(50))
+            rows = (json.dumps({"text": f"row {row} of file {number} says {_SAYS}"}) for row in range(50))
             Path(folder, f"{number}.jsonl").write_text("\n".join(rows))
-        curate([folder], config=near_config(threshold, recall), root_uri=f"{folder}/artifacts")
+        config, root = near_config(threshold, recall), f"{folder}/artifacts"
+        made = curate([f"{folder}/[0-3].jsonl"], config=config, root_uri=root)
+        curate([f"{folder}/[4-7].jsonl"], config=config, root_uri=root, against=made.uri)
+
+
+_SAYS = "what all of them say, so that they meet and are compared as those that are measured will be"
 
 
 def _digests(made: artifact.Artifact) -> dict[str, str]:
