@@ -26,8 +26,6 @@ class Shape:
     """Linear layers that adapters go to: all but the output head."""
     linear_ends: int
     """Inputs and outputs of those, added up: adapters of rank r have r times as many weights."""
-    linear_weights: int
-    """Weights of those."""
     hidden: int
     """Width of the residual stream."""
     layers: int
@@ -36,6 +34,8 @@ class Shape:
     """Query heads of a block."""
     attention: int
     """Width of a block's query heads together."""
+    fused: bool
+    """Whether one matrix makes queries, keys and values: the values then keep all three alive."""
     inner: int
     """Width inside the feed-forward that a token sees."""
     gated: bool
@@ -100,11 +100,11 @@ def shape_of(config: Any) -> Shape:
         ),
         linear_layers=len(linear),
         linear_ends=sum(sum(weight.shape) for weight in linear),
-        linear_weights=sum(map(torch.numel, linear)),
         hidden=text.hidden_size,
         layers=layers,
         heads=heads,
         attention=heads * head_width,
+        fused=any("qkv" in name or "query_key_value" in name for name, _ in blocks[-1].named_modules()),
         inner=_inner(text) * seen,
         gated=any("gate" in name for name, _ in blocks[-1].named_parameters()),
         norms=sum(
