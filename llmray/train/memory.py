@@ -10,6 +10,7 @@ run, and which the kernel ends where it fails.
 """
 
 import os
+import resource
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -258,6 +259,15 @@ def room_bytes(device: str, *, ranks_on_node: int) -> int:
 
     free, _ = torch.cuda.mem_get_info(device)
     return int(free)
+
+
+def peak_bytes(device: str) -> int:
+    """The most that this process has had on its device so far: on a CPU its whole resident memory, libraries and all."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    import torch
+
+    return int(torch.cuda.max_memory_reserved(device))
 
 
 def cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
