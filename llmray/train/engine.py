@@ -16,11 +16,12 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from torch.nn.utils import clip_grad_norm_
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llmray import storage
 from llmray.errors import InputError
 from llmray.train.model_run import ModelRun
+from llmray.train.shape import Shape, shape_of
 from llmray.train.spec import TrainSpec
 
 
@@ -30,6 +31,8 @@ class Place:
 
     rank: int = 0
     world_size: int = 1
+    ranks_on_node: int = 1
+    """Workers on this machine."""
     device: str = "cpu"
     """`cpu` or `cuda:0`."""
 
@@ -57,6 +60,11 @@ def join_process_group(place: Place) -> None:
 def load_tokenizer(uri: str) -> Any:
     """The tokenizer of a model folder or hub id."""
     return AutoTokenizer.from_pretrained(_source(uri))
+
+
+def load_shape(uri: str) -> Shape:
+    """The shape of a model folder or hub id; no weights are read."""
+    return shape_of(AutoConfig.from_pretrained(_source(uri)))
 
 
 def load_model(spec: TrainSpec, tokenizer: Any) -> Any:
@@ -172,6 +180,15 @@ def sum_over_ranks(values: torch.Tensor, place: Place) -> None:
         there = values.to(place.device)
         dist.all_reduce(there)
         values.copy_(there)
+
+
+def least_of_ranks(value: float, place: Place) -> float:
+    """The least of what the ranks say; every rank must ask."""
+    if place.world_size == 1:
+        return value
+    there = torch.tensor([value], dtype=torch.float64, device=place.device)
+    dist.all_reduce(there, dist.ReduceOp.MIN)
+    return float(there)
 
 
 def any_rank(flag: bool, place: Place) -> bool:

@@ -32,13 +32,17 @@ from llmray.train.engine import (
     export,
     gather_weights,
     join_process_group,
+    least_of_ranks,
     load_model,
+    load_shape,
     load_tokenizer,
     make_engine,
     sum_over_ranks,
     weights_are_lost,
     zero3_loading,
 )
+from llmray.train.flops import flops_per_token, mfu, peak_flops_per_s
+from llmray.train.memory import check, peak_bytes, room_bytes
 from llmray.train.meter import Meter, laps
 from llmray.train.packing import IGNORED, Block, documents
 from llmray.train.schedule import learning_rate
@@ -71,6 +75,8 @@ class Outcome:
     """Rows and blocks of the training data."""
     seconds: dict[str, float]
     """Where the time of this process went, by phase."""
+    memory: dict[str, int]
+    """Bytes on the device: `foreseen` before the start, and the `peak` of the fullest one (`memory.peak_bytes`)."""
     stopped_early: bool
     """Whether the deadline came before the last step."""
 
@@ -91,6 +97,7 @@ def run(
         deadline: reading of rank 0's clock after which no further step begins.
 
     Raises:
+        ConfigError: it would not fit into the memory of its device; the message says what would.
         DivergedError: the loss, its gradient or the weights became NaN or infinite, or the loss stayed too high.
     """
     lap = laps(clock)
@@ -98,6 +105,9 @@ def run(
     torch.manual_seed(spec.seed)
     join_process_group(place)
     seconds["process_group"] = next(lap)
+    shape = load_shape(spec.model)
+    room = least_of_ranks(room_bytes(place.device, ranks_on_node=place.ranks_on_node), place)
+    foreseen = check(shape, spec, place.world_size, int(room))
     tokenizer = load_tokenizer(spec.model)
     data = train_blocks(spec, tokenizer)
     heldout = heldout_blocks(spec, tokenizer)
@@ -116,6 +126,8 @@ def run(
         blocks=data.blocks,
         heldout=heldout,
         limits=Limits(guess=math.log(len(tokenizer)), sigmas=spec.divergence_sigmas, steps=spec.divergence_steps),
+        flops_per_token=flops_per_token(shape, spec),
+        peak_flops_per_s=None if place.device == "cpu" else peak_flops_per_s(torch.cuda.get_device_name(place.device)),
     )
     progress, stopped_early = _steps(job, progress, hooks, deadline, clock)
     seconds["steps"] = next(lap)
@@ -127,7 +139,15 @@ def run(
     dist.barrier()
     seconds["export"] = next(lap)
     return Outcome(
-        progress=progress, heldout_loss=loss, counts=data.counts, seconds=seconds, stopped_early=stopped_early
+        progress=progress,
+        heldout_loss=loss,
+        counts=data.counts,
+        seconds=seconds,
+        memory={
+            "foreseen": foreseen.total,
+            "peak": int(-least_of_ranks(-peak_bytes(place.device), place)),
+        },
+        stopped_early=stopped_early,
     )
 
 
@@ -139,6 +159,9 @@ class _Job:
     blocks: Sequence[Block]
     heldout: Sequence[Block]
     limits: Limits
+    flops_per_token: float
+    peak_flops_per_s: float | None
+    """Of one device; None where nobody knows it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -346,4 +369,7 @@ def _line(job: _Job, progress: Progress, *, lr: float, grad_norm: float) -> dict
         "tokens_per_s": round(progress.meter.tokens_per_s, 1),
         "core_seconds": round(progress.meter.core_seconds, 3),
     }
+    used = mfu(progress.meter.tokens_per_s, job.flops_per_token, job.peak_flops_per_s, devices=job.place.world_size)
+    if used is not None:
+        line["mfu"] = round(used, 4)
     return {**line, "high_for": progress.watch.high_for} if progress.watch.high_for else line

@@ -70,7 +70,8 @@ def train(
         max_failures: how often dead workers are replaced.
 
     Raises:
-        ConfigError: the folder belongs to another spec, or an option does not fit the model.
+        ConfigError: the folder belongs to another spec, an option does not fit the model, or the run does not fit into
+            memory.
         InputError: the data or the model cannot be used.
         DivergedError: the loss, its gradient or the weights became NaN or infinite, or the loss stayed too high.
         LLMRayError: workers died more often than allowed.
@@ -121,6 +122,7 @@ def _report(outcome: Mapping[str, Any], _: Path, __: TrainSpec) -> dict[str, Any
         "heldout_loss": finite(outcome["heldout_loss"]),
         "tokens": progress["meter"]["tokens"],
         "targets": progress["meter"]["targets"],
+        "memory_bytes": outcome["memory"],
         "stopped_early": outcome["stopped_early"],
     }
 

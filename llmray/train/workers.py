@@ -82,5 +82,6 @@ def begin_worker(spec: ModelRun) -> "Place":
     return Place(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
+        ranks_on_node=context.get_local_world_size(),
         device=str(ray.train.torch.get_device()) if spec.gpus_per_worker else "cpu",
     )

@@ -17,6 +17,7 @@ import transformers
 from tiny_training import base
 
 from llmray import artifact
+from llmray.errors import ConfigError
 from llmray.train import loop
 from llmray.train.blocks import read_rows, train_blocks
 from llmray.train.divergence import DivergedError
@@ -61,6 +62,8 @@ def train(job: tuple[TrainSpec, Path, float | None]) -> dict[str, Any]:
         )
     except DivergedError as error:
         return {"diverged": str(error), "steps": len(hooks.lines)}
+    except ConfigError as error:
+        return {"refused": str(error)}
     return {"lines": hooks.lines, "reports": hooks.reports, "outcome": asdict(outcome)}
 
 
@@ -122,6 +125,7 @@ def main(data_uri: str, root: Path) -> dict[str, Any]:
         "plain": (train, (small, root / "plain", None)),
         "accumulated": (train, (replace(small, micro_batch=1, accumulation=4), root / "accumulated", None)),
         "early": (train, (small, root / "early", 14.0)),
+        "too_large": (train, (replace(small, micro_batch=1 << 20), root / "too_large", None)),
         "diverging": (train, (diverging, root / "diverging", None)),
     }
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:

@@ -71,6 +71,14 @@ def test_every_step_is_a_line_and_checkpoints_come_when_asked_and_at_the_end(run
     assert not run["outcome"]["stopped_early"]
 
 
+def test_memory_is_told_and_a_run_that_does_not_fit_is_refused_with_what_would(runs: dict[str, Any]) -> None:
+    memory = runs["plain"]["outcome"]["memory"]
+    assert 0 < memory["foreseen"] < memory["peak"]
+    refused = runs["too_large"]["refused"]
+    assert refused.startswith("train needs ")
+    assert "What fits: train.micro_batch " in refused
+
+
 def test_accumulating_over_small_batches_is_one_large_batch(runs: dict[str, Any]) -> None:
     """A token weighs the same however full its micro-batch is."""
     assert step_losses(runs["accumulated"]) == pytest.approx(step_losses(runs["plain"]), abs=1e-5)
