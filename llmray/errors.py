@@ -7,7 +7,8 @@
     │       └── NotFoundError      a reference, an id or a file that does not exist
     ├── GateRefusedError        3  the evidence does not allow the promotion
     ├── BudgetExhaustedError    4  the money, time or tokens set aside are spent
-    └── UnavailableError       75  a cluster, port, disk or database is not there now: try again
+    ├── UnavailableError       75  a cluster, port, disk or database is not there now: try again
+    └── StoppedError           75  told to end before the work was done: the same call goes on
 
 Every argument pickles, since errors cross process borders. Rejected: an error code per message; the class is the code.
 """
@@ -60,6 +61,13 @@ class BudgetExhaustedError(LLMRayError):
 
 class UnavailableError(LLMRayError):
     """A cluster, port, disk or database is not there now; the same call may succeed later."""
+
+    kind = "system"
+    exit_code = 75
+
+
+class StoppedError(LLMRayError):
+    """Somebody told this process to end; what was done is saved, and the same call goes on from there."""
 
     kind = "system"
     exit_code = 75

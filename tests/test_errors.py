@@ -38,6 +38,7 @@ def declared() -> Iterator[tuple[str, str, str]]:
         ("GateRefusedError", 3, "user"),
         ("BudgetExhaustedError", 4, "user"),
         ("UnavailableError", 75, "system"),
+        ("StoppedError", 75, "system"),
     ],
 )
 def test_the_tree_as_it_is_drawn(name: str, code: int, kind: str) -> None:

@@ -6,10 +6,14 @@ make both answers unlikely as long as the rejected one falls faster. Rejected: a
 more models to train, keep and explain.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from llmray.train.model_run import ModelRun
+
+_BOUND = {"identity": False}
+_BOUND_BATCH = {**_BOUND, "counts_as": "global_batch"}
+"""Changes no weight beyond rounding, but TRL's trainer goes on only where it began."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,8 +30,14 @@ class AlignSpec(ModelRun):
     """Tokens of a prompt with one of its answers; longer ones lose their end, and are counted."""
     max_steps: int = 60
     """Optimizer steps."""
-    micro_batch: int = 4
+    micro_batch: int = field(default=4, metadata=_BOUND_BATCH)
     """Pairs in one forward pass of one worker."""
+    zero: int = field(default=2, metadata=_BOUND)
+    """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer state, 2 and gradients, 3 and weights."""
+    num_workers: int = field(default=2, metadata=_BOUND_BATCH)
+    """Training processes."""
+    accumulation: int = field(default=1, metadata=_BOUND_BATCH)
+    """Forward passes of each worker in one optimizer step."""
     lr: float = 4e-5
     """Highest learning rate; it falls to zero in a line."""
     warmup_fraction: float = 0.1

@@ -2,7 +2,8 @@
 
 The cache key is the digest of a flat mapping from field to value, and the mapping is kept beside the key, so that
 `llmray cache explain` can say field by field why a step ran again. Left out are fields that a config marks with
-`metadata={"identity": False}` (worker counts, paths) and the machinery that runs steps. Code is the step's module and
+`metadata={"identity": False}` (worker counts, paths; of those that say what they count as, that counts: factors of a
+global batch as the batch) and the machinery that runs steps. Code is the step's module and
 every first-party module that it imports, found in the source, also inside functions. Where a field is marked
 `metadata={"code": True}`, each `module:attribute` in it counts with its code as well. Rejected: hashing bytecode
 (changes with the Python version) and hashing the whole package (a changed web page would retrain the model).
@@ -66,7 +67,10 @@ def cache_key(fields: Mapping[str, str]) -> str:
 
 
 def place_digest(arguments: Mapping[str, Any]) -> str:
-    """Twelve digits that differ where calls of one key differ in what the key leaves out: workers, paths."""
+    """Twelve digits that differ where calls of one key differ in what the key leaves out: workers, paths.
+
+    Fields marked `metadata={"bound": False}` make no difference: work begun with one value goes on with another.
+    """
     return digest_of([*_places("", arguments)])[:12]
 
 
@@ -76,7 +80,7 @@ def _places(path: str, value: Any) -> Iterator[tuple[str, str]]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             inner = getattr(value, field.name)
-            if not field.metadata.get("identity", True):
+            if not field.metadata.get("identity", True) and field.metadata.get("bound", True):
                 yield f"{path}.{field.name}", repr(inner)
             yield from _places(f"{path}.{field.name}", inner)
     elif isinstance(value, Mapping):
@@ -195,8 +199,9 @@ def _flatten(path: str, value: Any, fields: dict[str, str]) -> None:
         fields[path] = value.digest
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            if field.metadata.get("identity", True):
-                _flatten(f"{path}.{field.name}", getattr(value, field.name), fields)
+            counted = field.name if field.metadata.get("identity", True) else field.metadata.get("counts_as")
+            if counted is not None:
+                _flatten(f"{path}.{counted}", getattr(value, counted), fields)
             if field.metadata.get("code"):
                 _add_code(f"{path}.{field.name}", getattr(value, field.name), fields)
     elif isinstance(value, Mapping) and value and all(isinstance(key, str) for key in value):

@@ -1,20 +1,25 @@
 """A checkpoint: DeepSpeed's shards, and beside them where in the data we were, what we know of the losses, the meter.
 
 Every rank writes its part into its own folder; Ray Train merges the parts and publishes them as one. Resuming at the
-same number of workers is bit-identical in float32; the dice need no place in it, since every step throws its own (see
-`loop.py`). Rejected: saving the weights alone, as a "resume" that restarts the optimizer and the data and shows as a
-step in the loss.
+same number of workers is bit-identical in float32; at another one (`reshard.py`) the same blocks are taken and the
+loss is equal to rounding. The dice need no place in it, since every step throws its own from (seed, step, rank): with
+dropout, other ranks throw others, so only runs without it are equal at another number of workers. Rejected: saving
+the weights alone, as a "resume" that restarts the optimizer and the data and shows as a step in the loss.
 """
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmray.errors import ConfigError
 from llmray.train.divergence import LossWatch
 from llmray.train.meter import Meter
+from llmray.train.model_run import changed
 from llmray.train.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from llmray.train.engine import Place
 
 _STATE = "llmray.json"
 _TAG = "deepspeed"
@@ -22,8 +27,6 @@ _TAG = "deepspeed"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    spec_digest: str
-    """Digest of the spec that the run belongs to."""
     step: int = 0
     """Optimizer steps done."""
     next_index: int = 0
@@ -36,29 +39,63 @@ class Progress:
     """What the losses so far were like."""
 
 
-def save(folder: Path, engine: Any, progress: Progress, *, rank: int) -> None:
+def save(folder: Path, engine: Any, progress: Progress, spec: TrainSpec, place: "Place") -> None:
     """Write this rank's part of a checkpoint; every rank must call it."""
     engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=True)
-    if rank == 0:
-        (folder / _STATE).write_text(json.dumps(asdict(progress)))
+    if place.rank == 0:
+        write_progress(folder, progress, spec, world_size=place.world_size)
+
+
+def write_progress(folder: Path, progress: Progress, spec: TrainSpec, *, world_size: int) -> None:
+    """What lies beside the shards: where the run stood, whose it is, and how they were cut."""
+    state = {
+        "settings": spec.settings(),
+        "shards": {"zero": spec.zero, "world_size": world_size},
+        "progress": asdict(progress),
+    }
+    (folder / _STATE).write_text(json.dumps(state))
 
 
 def read_progress(folder: Path, spec: TrainSpec) -> Progress:
     """Where the run stood.
 
     Raises:
-        ConfigError: the checkpoint was written for another spec.
+        ConfigError: the checkpoint was written for another spec, or under a ZeRO stage that this one cannot follow.
     """
     state = json.loads((folder / _STATE).read_text())
-    if state["spec_digest"] != spec.digest:
+    if names := changed(state["settings"], json.loads(json.dumps(spec.settings()))):
         raise ConfigError(
-            f"the checkpoint belongs to another training spec ({state['spec_digest'][:12]}, this one is "
-            f"{spec.digest[:12]}): choose another run folder, or the settings that it was begun with"
+            f"the checkpoint in {folder} belongs to a run with other settings ({', '.join(names)}): choose another "
+            f"run folder, or the settings that it was begun with"
         )
-    return Progress(**{**state, "meter": Meter(**state["meter"]), "watch": LossWatch(**state["watch"])})
+    before = state["shards"]["zero"]
+    if (before == 0) != (spec.zero == 0):
+        raise ConfigError(
+            f"{spec.option}.zero {spec.zero} cannot go on from the checkpoint in {folder}, which {spec.option}.zero "
+            f"{before} wrote: set it to {'1, 2 or 3' if before else 0}, or choose another run folder"
+        )
+    known = state["progress"]
+    return Progress(**{**known, "meter": Meter(**known["meter"]), "watch": LossWatch(**known["watch"])})
 
 
-def restore(folder: Path, engine: Any) -> None:
-    """Load weights and optimizer state; every rank must call it."""
-    path, _ = engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
-    assert path is not None, f"no DeepSpeed shards in {folder}"
+def steps_done(folder: Path) -> int:
+    """Optimizer steps that a checkpoint knows."""
+    return int(json.loads((folder / _STATE).read_text())["progress"]["step"])
+
+
+def restore(folder: Path, engine: Any, spec: TrainSpec, place: "Place", *, scratch: Path) -> None:
+    """Load weights and optimizer state, also those that other ranks have sharded; every rank must call it.
+
+    Args:
+        scratch: a folder that every rank sees and that holds nothing; used only for another number of workers or
+            another ZeRO stage, and gone afterwards.
+    """
+    cut = json.loads((folder / _STATE).read_text())["shards"]
+    stages, as_before = (cut["zero"], spec.zero), cut["world_size"] == place.world_size
+    if stages == (0, 0) or (as_before and stages[0] == stages[1]):
+        path, _ = engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        assert path is not None, f"no DeepSpeed shards in {folder}"
+    else:
+        from llmray.train.reshard import restore_resharded
+
+        restore_resharded(folder / _TAG, engine, place, stages=stages, scratch=scratch)

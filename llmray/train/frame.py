@@ -18,9 +18,20 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from llmray import artifact, storage
 from llmray.artifact import Artifact
-from llmray.errors import LLMRayError, NotFoundError
+from llmray.errors import LLMRayError, NotFoundError, StoppedError
 from llmray.train.model_run import ModelRun
-from llmray.train.run_folder import EXPORT, METRICS, RESULT, Line, OnReport, claim, following, parents_of
+from llmray.train.run_folder import (
+    EXPORT,
+    METRICS,
+    RESULT,
+    STOP,
+    Line,
+    OnReport,
+    claim,
+    following,
+    parents_of,
+    stopping_on_sigterm,
+)
 from llmray.train.workers import begin_worker, run_workers
 
 if TYPE_CHECKING:
@@ -43,6 +54,8 @@ class Work(Generic[SpecT]):
     """A line of metrics for a person."""
     report: Callable[[Outcome, Path, SpecT], dict[str, Any]]
     """What the manifest reports beside data, cost and time, from the outcome and the run folder."""
+    stops: bool = False
+    """Whether workers look for the file `STOP`, and say in their outcome at which step the run `resumes_at`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,12 +83,44 @@ def run(
 
     Raises:
         ConfigError: the folder belongs to another spec.
+        StoppedError: the process was told to end (SIGTERM), and the work stops at that.
         LLMRayError: what a worker returned, or that workers died more often than allowed.
     """
     began = time.time()
-    folder = claim(run_dir, asdict(spec))
+    folder = claim(run_dir, spec.settings())
     if (done := _finished(folder)) is not None:
         return done
+    with stopping_on_sigterm(folder) if work.stops else contextlib.nullcontext():
+        outcome = _outcome(
+            work, spec, folder, began, on_report=on_report, deadline_s=deadline_s, callbacks=callbacks,
+            max_failures=max_failures,
+        )  # fmt: skip
+        if (step := outcome.get("resumes_at")) is not None:
+            raise StoppedError(
+                f"{spec.option} was told to end, and did at a checkpoint: the same call with run_dir {run_dir} goes on "
+                f"from step {step} of {spec.max_steps}"
+            )
+        done = _publish(work, spec, folder, outcome, root_uri=root_uri, began=began)
+        if work.stops and (folder / STOP).exists():
+            raise StoppedError(
+                f"{spec.option} was told to end when it was at its end: the same call with run_dir {run_dir} returns "
+                f"the model at once"
+            )
+    return done
+
+
+def _outcome(
+    work: Work[SpecT],
+    spec: SpecT,
+    folder: Path,
+    began: float,
+    *,
+    on_report: OnReport | None,
+    deadline_s: float | None,
+    callbacks: Sequence[Any],
+    max_failures: int,
+) -> Outcome:
+    """What the workers bring back; meanwhile their metrics are followed."""
     with following(
         folder / METRICS,
         on_report=on_report,
@@ -83,7 +128,7 @@ def run(
         describe=lambda line: f"{spec.option}: {work.describe(line, spec)}",
         max_steps=spec.max_steps,
     ):
-        outcome = run_workers(
+        return run_workers(
             work.worker,
             {
                 "spec": asdict(spec),
@@ -95,6 +140,11 @@ def run(
             max_failures=max_failures,
             callbacks=callbacks,
         )
+
+
+def _publish(
+    work: Work[SpecT], spec: SpecT, folder: Path, outcome: Outcome, *, root_uri: str | None, began: float
+) -> Finished:
     report = {
         **work.report(outcome, folder, spec),
         **_cost(outcome, spec, began=began, wall=time.time() - began),

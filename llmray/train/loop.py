@@ -55,6 +55,9 @@ class Hooks(Protocol):
     checkpoints: str
     """Where they lie, for a person to read."""
 
+    def stop_wanted(self) -> bool:
+        """Whether the run is to end now, with a checkpoint; asked before every step, of each rank, and one is enough."""
+
     def metrics(self, line: dict[str, Any]) -> None:
         """Keep a line of metrics; called on rank 0 only, after every step."""
 
@@ -78,7 +81,9 @@ class Outcome:
     memory: dict[str, int]
     """Bytes on the device: `foreseen` before the start, and the `peak` of the fullest one (`memory.peak_bytes`)."""
     stopped_early: bool
-    """Whether the deadline came before the last step."""
+    """Whether it ended before the last step: at the deadline, or because it was told to."""
+    resumes_at: int | None
+    """Where it was told to stop: the step of its newest checkpoint. Then nothing was measured nor exported."""
 
 
 def run(
@@ -93,7 +98,11 @@ def run(
 ) -> Outcome:
     """Train from the start or a checkpoint to the last step or the deadline, then write the model to `export_to`.
 
+    Told to stop by its hooks it ends as at the deadline, with a checkpoint, but writes no model.
+
     Args:
+        resume_from: folder of a checkpoint of the same run, whatever the number of its workers.
+        export_to: beside it, a folder `resharding` comes and goes where their number is another.
         deadline: reading of rank 0's clock after which no further step begins.
 
     Raises:
@@ -112,12 +121,11 @@ def run(
     data = train_blocks(spec, tokenizer)
     heldout = heldout_blocks(spec, tokenizer)
     seconds["data"] = next(lap)
+    progress = Progress() if resume_from is None else checkpoint.read_progress(resume_from, spec)
     with zero3_loading(spec):
         engine = make_engine(load_model(spec, tokenizer), spec)
-    progress = Progress(spec_digest=spec.digest)
     if resume_from is not None:
-        progress = checkpoint.read_progress(resume_from, spec)
-        checkpoint.restore(resume_from, engine)
+        checkpoint.restore(resume_from, engine, spec, place, scratch=export_to.with_name("resharding"))
     seconds["engine"] = next(lap)
     job = _Job(
         engine=engine,
@@ -129,15 +137,14 @@ def run(
         flops_per_token=flops_per_token(shape, spec),
         peak_flops_per_s=None if place.device == "cpu" else peak_flops_per_s(torch.cuda.get_device_name(place.device)),
     )
-    progress, stopped_early = _steps(job, progress, hooks, deadline, clock)
+    progress, resumes_at = _steps(job, progress, hooks, deadline, clock)
     seconds["steps"] = next(lap)
-    loss = _heldout_loss(job)
-    seconds["heldout"] = next(lap)
-    weights = gather_weights(engine, rank=place.rank)
-    if place.rank == 0:
-        export(export_to, weights, spec, tokenizer)
-    dist.barrier()
-    seconds["export"] = next(lap)
+    loss = math.nan
+    if resumes_at is None:  # else time is short
+        loss = _heldout_loss(job)
+        seconds["heldout"] = next(lap)
+        _export(job, export_to, tokenizer)
+        seconds["export"] = next(lap)
     return Outcome(
         progress=progress,
         heldout_loss=loss,
@@ -147,7 +154,8 @@ def run(
             "foreseen": foreseen.total,
             "peak": int(-least_of_ranks(-peak_bytes(place.device), place)),
         },
-        stopped_early=stopped_early,
+        stopped_early=progress.step < spec.max_steps,
+        resumes_at=resumes_at,
     )
 
 
@@ -180,14 +188,22 @@ class _Taken:
     """Blocks of this rank, and the sum of their losses, by forward pass."""
 
 
+def _export(job: _Job, folder: Path, tokenizer: Any) -> None:
+    weights = gather_weights(job.engine, rank=job.place.rank)
+    if job.place.rank == 0:
+        export(folder, weights, job.spec, tokenizer)
+    dist.barrier()
+
+
 def _steps(
     job: _Job, progress: Progress, hooks: Hooks, deadline: float | None, clock: Callable[[], float]
-) -> tuple[Progress, bool]:
+) -> tuple[Progress, int | None]:
+    """Take steps to the end; the second of the answer is `Outcome.resumes_at`."""
     spec = job.spec
     cursor = Cursor(num_blocks=len(job.blocks), seed=spec.seed, next_index=progress.next_index)
 
     def save(folder: Path) -> None:
-        checkpoint.save(folder, job.engine, progress, rank=job.place.rank)
+        checkpoint.save(folder, job.engine, progress, spec, job.place)
 
     saved, wanted = progress.step, False
     job.engine.train()  # `from_pretrained` hands out models whose dropout is off
@@ -201,10 +217,12 @@ def _steps(
             warmup_fraction=spec.warmup_fraction,
             schedule=spec.schedule,
         )
-        if any_rank(deadline is not None and clock() >= deadline, job.place):
+        told = hooks.stop_wanted()
+        if any_rank(told or (deadline is not None and clock() >= deadline), job.place):
             if saved < progress.step and not progress.watch.high_for:
                 hooks.report({"step": progress.step, "loss": progress.train_loss}, save)
-            return progress, True
+                saved = progress.step
+            return progress, saved if any_rank(told, job.place) else None
         torch.manual_seed(_dice(spec.seed, progress.step, job.place.rank))
         taken = _step(job, batch, lr)
         step = progress.step + 1
@@ -240,7 +258,7 @@ def _steps(
             hooks.report(line, save)
         elif evaluating or wanted:
             hooks.report(line, None)
-    return progress, False
+    return progress, None
 
 
 def _step(job: _Job, batch: list[int], lr: float) -> _Taken:

@@ -1,13 +1,14 @@
 """What any run that trains a model is told: which model, on how many workers, in how many steps.
 
 `TrainSpec` and `AlignSpec` add what is learned from. A spec's fields are its identity, but for those marked as its place.
+How a global batch is shared out is place as well; its size is identity.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from llmray.digest import digest_of
 from llmray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 Method = Literal["full", "lora"]
 Dtype = Literal["float32", "bfloat16"]
 
-PLACE = {"identity": False}
-"""Where and how it runs: changes no weight beyond rounding, so it is in no cache key."""
+PLACE = {"identity": False, "bound": False}
+"""Where and how it runs: changes no weight beyond rounding, so it is in no cache key, and a run may go on elsewhere."""
+BATCH = {**PLACE, "counts_as": "global_batch"}
+"""A factor of the global batch, which stands for it in the identity."""
 GIVEN = {"identity": False, "flag": False}
 """Handed over as artifacts, which have keys and flags of their own."""
 
@@ -37,7 +40,7 @@ class ModelRun:
     """full: all weights; lora: low-rank adapters, merged into the weights at the end."""
     zero: int = field(default=2, metadata=PLACE)
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer state, 2 and gradients, 3 and weights."""
-    num_workers: int = 2
+    num_workers: int = field(default=2, metadata=BATCH)
     """Training processes."""
     cpus_per_worker: float = field(default=1.0, metadata=PLACE)
     """Cores that Ray sets aside for each worker."""
@@ -47,9 +50,9 @@ class ModelRun:
     """Tokens that a text is cut to."""
     max_steps: int = 100
     """Optimizer steps."""
-    micro_batch: int = 8
+    micro_batch: int = field(default=8, metadata=BATCH)
     """Texts in one forward pass of one worker."""
-    accumulation: int = 1
+    accumulation: int = field(default=1, metadata=BATCH)
     """Forward passes of each worker in one optimizer step."""
     lr: float = 1e-3
     """Highest learning rate."""
@@ -112,14 +115,14 @@ class ModelRun:
         """Texts in one optimizer step, over all workers."""
         return self.num_workers * self.micro_batch * self.accumulation
 
-    @property
-    def digest(self) -> str:
-        """What a run folder is held to: another spec, or another place to run it, has another digest."""
-        return digest_of(self)
-
     def identity(self) -> dict[str, object]:
-        """The fields that can change the weights beyond rounding: what a cache key or a manifest wants."""
+        """What can change the weights beyond rounding: what a cache key or a manifest wants."""
         return identity_of(self)
+
+    def settings(self) -> dict[str, object]:
+        """What a run folder and its checkpoints are held to: the identity, the inputs, and places it cannot leave."""
+        bound = [field for field in dataclasses.fields(self) if field.metadata.get("bound", True)]
+        return {**{field.name: getattr(self, field.name) for field in bound}, **self.identity()}
 
     def _check_choice(self, name: str, literal: Any) -> None:
         if (value := getattr(self, name)) not in get_args(literal):
@@ -137,9 +140,14 @@ class ModelRun:
 
 
 def identity_of(spec: "DataclassInstance") -> dict[str, object]:
-    """The fields of a spec that are not marked as being no part of its identity."""
-    return {
-        field.name: getattr(spec, field.name)
+    """The fields of a spec that are not marked as being no part of its identity, and what the others count as."""
+    names = (
+        field.name if field.metadata.get("identity", True) else field.metadata.get("counts_as")
         for field in dataclasses.fields(spec)
-        if field.metadata.get("identity", True)
-    }
+    )
+    return {name: getattr(spec, name) for name in names if name is not None}
+
+
+def changed(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """Names of the settings that differ, in order."""
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))

@@ -1,5 +1,7 @@
 """A run folder: one spec's checkpoints, metrics and result, so that the same call with the same folder goes on.
 
+It is held to what changes the result, and not to the place: another number of workers goes on as well.
+
 Figures come back through `metrics.jsonl`, which rank 0 writes and the driver follows: `ray.train.report` would make
 every step wait for the controller's poll. Rejected: a folder named after the digest of the spec, in which nobody
 notices that they typed another learning rate than yesterday.
@@ -9,6 +11,8 @@ import contextlib
 import json
 import logging
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,10 +21,11 @@ from typing import Any
 from llmray import artifact, storage
 from llmray.errors import ConfigError, InputError
 from llmray.ticking import ticking
+from llmray.train.model_run import changed
 
-RESULT, METRICS, EXPORT, GROUP = "result.json", "metrics.jsonl", "export", "ray"
-"""Inside a run folder: what a finished run returned, a line a step, the model before it is published, and Ray's state
-with its checkpoints.
+RESULT, METRICS, EXPORT, GROUP, STOP = "result.json", "metrics.jsonl", "export", "ray", "stop"
+"""Inside a run folder: what a finished run returned, a line a step, the model before it is published, Ray's state with
+its checkpoints, and a file that tells the workers to stop.
 """
 _SPEC = "spec.json"
 _POLL_S, _SAY_EVERY_S = 0.25, 5.0
@@ -30,7 +35,7 @@ OnReport = Callable[[Line], None]
 
 
 def claim(run_dir: str, settings: Mapping[str, Any]) -> Path:
-    """The folder, made if missing, and held to the settings that it was begun with.
+    """The folder, made if missing, and held to the settings that it was begun with (`ModelRun.settings`).
 
     Raises:
         ConfigError: it belongs to a run with other settings, or is not on a disk that workers see.
@@ -44,15 +49,38 @@ def claim(run_dir: str, settings: Mapping[str, Any]) -> Path:
     if owner.exists():
         theirs = json.loads(owner.read_text())
         ours = json.loads(json.dumps(settings))
-        if theirs != ours:
-            changed = sorted(name for name in ours if theirs.get(name) != ours[name])
+        if names := changed(theirs, ours):
             raise ConfigError(
-                f"{run_dir} belongs to a run with other settings ({', '.join(changed)}): choose another run_dir, "
+                f"{run_dir} belongs to a run with other settings ({', '.join(names)}): choose another run_dir, "
                 f"or the settings that it was begun with"
             )
     else:
         storage.write_bytes(str(owner), json.dumps(settings, indent=1).encode())
     return folder
+
+
+@contextlib.contextmanager
+def stopping_on_sigterm(folder: Path) -> Iterator[None]:
+    """Turn a SIGTERM within the block into the file that tells the workers to stop; a second one is as it was before.
+
+    Only the main thread can hear signals, and only a handler of Python's can be put back: else nothing is changed, but
+    that an older such file goes away.
+    """
+    (folder / STOP).unlink(missing_ok=True)
+    before = signal.getsignal(signal.SIGTERM)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        (folder / STOP).touch()
+        signal.signal(signal.SIGTERM, before)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def reopen_metrics(path: Path, steps_done: int) -> Any:

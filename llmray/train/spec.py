@@ -1,14 +1,14 @@
 """What a training run is to do, said once: the same spec serves a job, a tuning trial and the SDK.
 
-Everything in it can change the weights except where and how checkpoints are written, so a run folder belongs to one
-spec: see `run_folder.py`. Rejected: a free-form DeepSpeed JSON beside it, which lets two files contradict each other.
+Everything in it can change the weights except where it runs and how checkpoints are written, so a run folder belongs to
+one spec, wherever it runs: see `run_folder.py`. Rejected: a free-form DeepSpeed JSON beside it, which lets two files contradict each other.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from llmray.errors import ConfigError
-from llmray.train.model_run import ModelRun
+from llmray.train.model_run import BATCH, ModelRun
 
 Objective = Literal["sft", "pretrain"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -24,7 +24,7 @@ class TrainSpec(ModelRun):
     """sft: conversations, loss on assistant tokens; pretrain: plain text, loss on every token."""
     max_length: int = 256
     """Tokens in a packed block; longer texts are split, longer conversations truncated, and counted."""
-    micro_batch: int = 8
+    micro_batch: int = field(default=8, metadata=BATCH)
     """Blocks in one forward pass of one worker."""
     schedule: Schedule = "cosine"
     """How the learning rate falls after the warmup."""

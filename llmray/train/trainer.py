@@ -17,7 +17,8 @@ from llmray import storage
 from llmray.artifact import Artifact
 from llmray.errors import LLMRayError
 from llmray.train import frame
-from llmray.train.run_folder import EXPORT, GROUP, METRICS, Line, OnReport, finite, reopen_metrics, too_high
+from llmray.train.checkpoint import steps_done
+from llmray.train.run_folder import EXPORT, GROUP, METRICS, STOP, Line, OnReport, finite, reopen_metrics, too_high
 from llmray.train.spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def train(
     """Train on Ray Train and publish the model; Ray must be connected.
 
     Args:
-        run_dir: local folder, seen by every worker, for checkpoints and metrics; the same one resumes.
+        run_dir: local folder, seen by every worker, for checkpoints and metrics; the same one resumes, also with other
+            `num_workers`, `micro_batch` and `accumulation` of the same product.
         root_uri: where the artifact goes; `<home>/artifacts` by default.
         on_report: called in this process with every line of metrics (a dict with step, loss, tokens_per_s and so on).
         deadline_s: seconds from now after which no step begins; what was learned is saved and published.
@@ -74,6 +76,7 @@ def train(
             memory.
         InputError: the data or the model cannot be used.
         DivergedError: the loss, its gradient or the weights became NaN or infinite, or the loss stayed too high.
+        StoppedError: SIGTERM came; a checkpoint was written, and the same call goes on from it.
         LLMRayError: workers died more often than allowed.
     """
     done = frame.run(
@@ -132,7 +135,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | LLMRayError:
     return frame.in_worker(config, TrainSpec, _train)
 
 
-WORK = frame.Work(worker=_worker, describe=progress_text, report=_report)
+WORK = frame.Work(worker=_worker, describe=progress_text, report=_report, stops=True)
 
 
 def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None) -> "Outcome":
@@ -155,8 +158,11 @@ class _RayHooks:
         self._file = None
         if rank == 0:
             shutil.rmtree(folder / EXPORT, ignore_errors=True)
-            done = json.loads((resume_from / "llmray.json").read_text())["step"] if resume_from else 0
+            done = steps_done(resume_from) if resume_from else 0
             self._file = reopen_metrics(folder / METRICS, done)
+
+    def stop_wanted(self) -> bool:
+        return self._file is not None and (self._folder / STOP).exists()
 
     def metrics(self, line: dict[str, Any]) -> None:
         assert self._file is not None

@@ -33,7 +33,7 @@ def align(job: dict[str, Any], answers: "SimpleQueue[dict[str, Any]]") -> None:
         trouble["nan_gradient_of"] = load_tokenizer(spec.model)(trouble["nan_gradient_of"])["input_ids"][0]
     scale = {int(at): factor for at, factor in trouble.pop("scale", {}).items()}
     loop.load_whole = Trouble(scale=scale, **trouble).around(loop.load_whole)
-    folder = claim(job["run_dir"], asdict(spec))
+    folder = claim(job["run_dir"], spec.settings())
 
     def clock() -> float:
         """The loop reads the clock before each line of metrics."""

@@ -6,6 +6,7 @@ import pytest
 
 from llmray.align.spec import AlignSpec
 from llmray.errors import ConfigError
+from llmray.train.model_run import changed
 
 SPEC = AlignSpec(model="m", data="d")
 
@@ -40,9 +41,16 @@ def test_an_impossible_option_is_refused(options: dict[str, object], message: st
 def test_what_changes_weights_is_the_identity_and_where_it_runs_is_not() -> None:
     there = replace(SPEC, model="n", data="e", zero=3, cpus_per_worker=2.0, gpus_per_worker=1.0, checkpoint_every=7)
     assert there.identity() == SPEC.identity()
-    assert there.digest != SPEC.digest
-    for changed in (replace(SPEC, beta=0.2), replace(SPEC, sft_weight=0.0), replace(SPEC, num_workers=1)):
-        assert changed.identity() != SPEC.identity()
+    for other in (replace(SPEC, beta=0.2), replace(SPEC, sft_weight=0.0), replace(SPEC, num_workers=1)):
+        assert other.identity() != SPEC.identity()
+
+
+def test_a_run_begun_on_some_workers_goes_on_only_there() -> None:
+    """TRL's trainer cannot do more, so its run folder is held to it."""
+    assert changed(SPEC.settings(), replace(SPEC, checkpoint_every=7, cpus_per_worker=2.0).settings()) == []
+    elsewhere = replace(SPEC, num_workers=1, accumulation=2, zero=1)
+    assert elsewhere.identity() == SPEC.identity()
+    assert changed(SPEC.settings(), elsewhere.settings()) == ["accumulation", "num_workers", "zero"]
 
 
 def test_a_global_batch_is_the_pairs_of_all_workers_and_passes() -> None:

@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmray.align.spec import AlignSpec
 from llmray.artifact import Artifact
 from llmray.errors import ConfigError
 from llmray.flow.identity import cache_key, code_digest, identity_fields, place_digest
+from llmray.train.spec import TrainSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +222,7 @@ print(*sorted(seen))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seen = set(done.stdout.split())
-    assert {"train/trainer.py", "train/loop.py", "train/engine.py", "train/packing.py", "digest.py"} <= seen
+    assert {"train/trainer.py", "train/loop.py", "train/engine.py", "train/packing.py", "train/reshard.py"} <= seen
     assert not [name for name in seen if name.startswith(("registry/", "flow/", "serve/", "studio/", "data/"))]
     assert not {"__init__.py", "storage.py", "artifact.py", "errors.py", "console.py"} & seen
 
@@ -283,6 +285,18 @@ def test_other_workers_are_another_place_and_other_settings_are_not() -> None:
     one, other, same = (place_digest({"config": place}) for place in places)
     assert one != other
     assert other == same
+
+
+def test_factors_count_as_their_product_and_work_begun_with_some_goes_on_with_others() -> None:
+    one = TrainSpec(num_workers=2, micro_batch=4)
+    other = TrainSpec(num_workers=1, micro_batch=2, accumulation=4, zero=3)
+    assert key(spec=one) == key(spec=other)
+    assert place_digest({"spec": one}) == place_digest({"spec": other})
+    assert identity_fields("train", 1, body, {"spec": other})["spec.global_batch"] == "8"
+    assert key(spec=TrainSpec(num_workers=4, micro_batch=4)) != key(spec=one)
+    pinned = [AlignSpec(num_workers=2), AlignSpec(num_workers=1, accumulation=2)]
+    assert key(spec=pinned[0]) == key(spec=pinned[1])
+    assert place_digest({"spec": pinned[0]}) != place_digest({"spec": pinned[1]})
 
 
 def test_a_function_typed_at_a_prompt_counts_by_its_code_and_constants() -> None:

@@ -39,6 +39,9 @@ class Memory:
         self.lines: list[dict[str, Any]] = []
         self.reports: list[tuple[int, bool]] = []
 
+    def stop_wanted(self) -> bool:
+        return False
+
     def metrics(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
 

@@ -33,15 +33,21 @@ class Job:
     resume_from: Path | None = None
     deadline: float | None = None
     weights_lost: bool = False
+    stop_after: int | None = None
+    """Lines of metrics of rank 0 after which it is told to stop."""
 
 
 class Folder:
     """Hooks that keep lines, and checkpoints by their step."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stop_after: int | None) -> None:
+        self.stop_after = stop_after
         self.checkpoints = str(folder)
         self.lines: list[dict[str, Any]] = []
         self.saved: list[int] = []
+
+    def stop_wanted(self) -> bool:
+        return len(self.lines) == self.stop_after
 
     def metrics(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
@@ -64,7 +70,7 @@ def run_rank(job: Job, folder: Path, rank: int, answers: "SimpleQueue[tuple[int,
     loop.load_model = job.trouble.around(loop.load_model)
     if job.weights_lost:
         loop.weights_are_lost = lambda _: rank == world_size - 1
-    hooks = Folder(folder / "checkpoints")
+    hooks = Folder(folder / "checkpoints", job.stop_after)
     answer: dict[str, Any] = {}
     try:
         outcome = loop.run(

@@ -38,6 +38,9 @@ class Peak:
 
     bytes = 0
 
+    def stop_wanted(self) -> bool:
+        return False
+
     def metrics(self, line: dict[str, Any]) -> None:
         self.bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

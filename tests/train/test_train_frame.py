@@ -1,8 +1,11 @@
 """The frame of a run around work that needs no training: one process of this machine stands for the group on Ray."""
 
 import json
+import os
+import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,10 +13,10 @@ from typing import Any, ClassVar
 import pytest
 
 from llmray import artifact
-from llmray.errors import ConfigError, InputError, LLMRayError
+from llmray.errors import ConfigError, InputError, LLMRayError, StoppedError
 from llmray.train import frame
 from llmray.train.model_run import ModelRun
-from llmray.train.run_folder import EXPORT, METRICS
+from llmray.train.run_folder import EXPORT, METRICS, STOP, stopping_on_sigterm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +33,7 @@ class Outcome:
     counts: dict[str, int]
     seconds: dict[str, float]
     stopped_early: bool = False
+    resumes_at: int | None = None
 
 
 def write_a_model(spec: FakeSpec, place: Any, folder: Path, deadline: float | None) -> Outcome:
@@ -44,6 +48,20 @@ def write_a_model(spec: FakeSpec, place: Any, folder: Path, deadline: float | No
     return Outcome(steps=len(lines), counts={"rows": 7}, seconds={"steps": 0.0}, stopped_early=stopped)
 
 
+def told_to_end(spec: FakeSpec, place: Any, folder: Path, deadline: float | None) -> Outcome:
+    """SIGTERM comes to the driver, and the workers see it."""
+    assert not (folder / STOP).exists(), "what an earlier call was told is over"
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert (folder / STOP).exists()
+    return Outcome(steps=3, counts={"rows": 7}, seconds={"steps": 0.0}, stopped_early=True, resumes_at=2)
+
+
+def told_too_late(spec: FakeSpec, place: Any, folder: Path, deadline: float | None) -> Outcome:
+    outcome = write_a_model(spec, place, folder, deadline)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return outcome
+
+
 def refuse(*_: Any) -> Outcome:
     raise InputError("the data is empty")
 
@@ -54,6 +72,14 @@ def worker(config: dict[str, Any]) -> dict[str, Any] | LLMRayError:
 
 def refusing_worker(config: dict[str, Any]) -> dict[str, Any] | LLMRayError:
     return frame.in_worker(config, FakeSpec, refuse)
+
+
+def stopping_worker(config: dict[str, Any]) -> dict[str, Any] | LLMRayError:
+    return frame.in_worker(config, FakeSpec, told_to_end)
+
+
+def late_worker(config: dict[str, Any]) -> dict[str, Any] | LLMRayError:
+    return frame.in_worker(config, FakeSpec, told_too_late)
 
 
 def report(outcome: Mapping[str, Any], folder: Path, spec: FakeSpec) -> dict[str, Any]:
@@ -125,6 +151,68 @@ def test_a_folder_belongs_to_one_spec(group: Group, tmp_path: Path) -> None:
     frame.run(WORK, SPEC, run_dir=str(tmp_path / "run"), root_uri=str(tmp_path))
     with pytest.raises(ConfigError, match=r"other settings \(lr\)"):
         frame.run(WORK, replace(SPEC, lr=0.5), run_dir=str(tmp_path / "run"), root_uri=str(tmp_path))
+
+
+def test_a_folder_may_go_on_with_other_workers(group: Group, tmp_path: Path) -> None:
+    where = {"run_dir": str(tmp_path / "run"), "root_uri": str(tmp_path)}
+    frame.run(WORK, SPEC, deadline_s=0.0, **where)
+    assert frame.run(WORK, replace(SPEC, num_workers=1, accumulation=2), **where).report["steps"] == 4
+    with pytest.raises(ConfigError, match=r"other settings \(global_batch\)"):
+        frame.run(WORK, replace(SPEC, num_workers=1), **where)
+
+
+@pytest.fixture
+def heard() -> Iterator[list[int]]:
+    """Signals that reach the handler of the process outside of runs."""
+    signals: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    yield signals
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_told_to_end_it_says_from_which_step_the_same_call_goes_on(
+    group: Group, tmp_path: Path, heard: list[int]
+) -> None:
+    where = {"run_dir": str(tmp_path / "run"), "root_uri": str(tmp_path)}
+    for _ in range(2):
+        with pytest.raises(StoppedError, match=rf"run_dir {tmp_path}/run goes on from step 2 of 4"):
+            frame.run(replace(WORK, worker=stopping_worker, stops=True), SPEC, **where)
+    assert heard == []
+    assert not (tmp_path / "model").exists()
+    assert frame.run(replace(WORK, stops=True), SPEC, **where).report["steps"] == 4
+
+
+def test_told_at_its_end_it_publishes_and_ends_all_the_same(group: Group, tmp_path: Path, heard: list[int]) -> None:
+    where = {"run_dir": str(tmp_path / "run"), "root_uri": str(tmp_path)}
+    with pytest.raises(StoppedError, match="returns the model at once"):
+        frame.run(replace(WORK, worker=late_worker, stops=True), SPEC, **where)
+    assert frame.run(replace(WORK, stops=True), SPEC, **where).report["steps"] == 4
+    assert len(group.calls) == 1
+
+
+def test_a_second_signal_and_those_after_the_run_are_heard_as_before(tmp_path: Path, heard: list[int]) -> None:
+    with stopping_on_sigterm(tmp_path):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (heard, (tmp_path / STOP).exists()) == ([], True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(heard) == 1
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert len(heard) == 2
+
+
+def test_outside_the_main_thread_signals_are_left_alone(tmp_path: Path, heard: list[int]) -> None:
+    (tmp_path / STOP).touch()
+
+    def work() -> None:
+        with stopping_on_sigterm(tmp_path):
+            assert not (tmp_path / STOP).exists()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert heard == [signal.SIGTERM]
+    assert not (tmp_path / STOP).exists()
 
 
 def test_a_run_that_met_its_deadline_is_published_and_goes_on_when_called_again(group: Group, tmp_path: Path) -> None:

@@ -1,16 +1,16 @@
 """What a training run may ask for, and whose a checkpoint is."""
 
-import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmray.errors import ConfigError
-from llmray.train.checkpoint import Progress, read_progress
+from llmray.train.checkpoint import Progress, read_progress, steps_done, write_progress
 from llmray.train.meter import Meter
+from llmray.train.model_run import changed
 from llmray.train.spec import TrainSpec
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -64,29 +64,56 @@ def test_the_identity_is_what_can_change_the_weights() -> None:
         spec, model="/n", data="/e", zero=3, cpus_per_worker=2.0, checkpoint_every=7, keep_checkpoints=9
     )
     assert elsewhere.identity() == spec.identity()
-    assert elsewhere.digest != spec.digest
     for name, value in (("lr", 2e-3), ("seed", 1), ("max_steps", 7), ("num_workers", 1), ("mix", 0.5)):
         assert replace(spec, **{name: value}).identity() != spec.identity()
     assert "model" not in spec.identity()
 
 
+def test_how_a_global_batch_is_shared_out_is_no_identity_and_its_size_is() -> None:
+    spec = TrainSpec(num_workers=2, micro_batch=8, accumulation=1)
+    assert replace(spec, num_workers=1, micro_batch=4, accumulation=4).identity() == spec.identity()
+    assert spec.identity()["global_batch"] == 16
+    assert not {"num_workers", "micro_batch", "accumulation"} & spec.identity().keys()
+
+
+def test_a_run_may_change_its_place_and_not_its_inputs() -> None:
+    spec = TrainSpec(model="/m", data="/d")
+    elsewhere = replace(spec, zero=3, num_workers=4, micro_batch=4, gpus_per_worker=1.0, checkpoint_every=7)
+    assert changed(spec.settings(), elsewhere.settings()) == []
+    other = replace(spec, model="/n", lr=2e-3, accumulation=2)
+    assert changed(spec.settings(), other.settings()) == ["global_batch", "lr", "model"]
+
+
 def test_a_number_written_as_an_integer_is_the_same_spec() -> None:
     """`TrainSpec(clip_norm=1)` equals `TrainSpec(clip_norm=1.0)`, so it may go on from its checkpoint."""
     assert TrainSpec(clip_norm=1) == TrainSpec(clip_norm=1.0)
-    assert TrainSpec(clip_norm=1).digest == TrainSpec(clip_norm=1.0).digest
+    assert changed(TrainSpec(clip_norm=1).settings(), TrainSpec(clip_norm=1.0).settings()) == []
 
 
 def test_a_checkpoint_tells_where_the_run_stood(tmp_path: Path) -> None:
     spec = TrainSpec(model="/m", data="/d")
-    progress = Progress(
-        spec_digest=spec.digest, step=4, next_index=64, meter=Meter(tokens=9, seconds=0.25), train_loss=1.5
-    )
-    (tmp_path / "llmray.json").write_text(json.dumps(asdict(progress)))
+    progress = Progress(step=4, next_index=64, meter=Meter(tokens=9, seconds=0.25), train_loss=1.5)
+    write_progress(tmp_path, progress, spec, world_size=2)
     assert read_progress(tmp_path, spec) == progress
+    assert read_progress(tmp_path, replace(spec, num_workers=1, accumulation=2)) == progress
+    assert steps_done(tmp_path) == 4
 
 
 def test_a_checkpoint_of_another_spec_is_refused(tmp_path: Path) -> None:
     spec = TrainSpec(model="/m", data="/d")
-    (tmp_path / "llmray.json").write_text(json.dumps(asdict(Progress(spec_digest=spec.digest))))
-    with pytest.raises(ConfigError, match=r"another training spec.*choose another run folder"):
-        read_progress(tmp_path, replace(spec, lr=2e-3))
+    write_progress(tmp_path, Progress(), spec, world_size=2)
+    with pytest.raises(ConfigError, match=r"other settings \(global_batch, lr\): choose another run folder"):
+        read_progress(tmp_path, replace(spec, lr=2e-3, num_workers=4))
+
+
+def test_whole_and_sharded_optimizer_state_do_not_follow_one_another(tmp_path: Path) -> None:
+    sharded = TrainSpec(zero=2)
+    known = Progress(train_loss=1.5)
+    write_progress(tmp_path, known, sharded, world_size=2)
+    for zero in (1, 3):
+        assert read_progress(tmp_path, replace(sharded, zero=zero)) == known
+    with pytest.raises(ConfigError, match=r"train\.zero 0 cannot go on .* wrote: set it to 1, 2 or 3, or choose"):
+        read_progress(tmp_path, replace(sharded, zero=0))
+    write_progress(tmp_path, Progress(), replace(sharded, zero=0), world_size=2)
+    with pytest.raises(ConfigError, match=r"train\.zero 2 cannot go on .* train\.zero 0 wrote: set it to 0, or"):
+        read_progress(tmp_path, sharded)

@@ -191,3 +191,46 @@ def test_killed_and_called_again_it_goes_on_from_its_checkpoint_to_the_same_loss
     assert [line["loss"] for line in lines] == [line["loss"] for line in lines_of(undisturbed)]
     assert result.heldout_loss == undisturbed.heldout_loss
     assert result.artifact.digest == undisturbed.artifact.digest
+
+
+STOPPED = """
+import json, os, signal, sys
+import ray
+from llmray.errors import StoppedError
+from llmray.train.spec import TrainSpec
+from llmray.train.trainer import train
+
+def end(line):
+    if line["step"] == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False)
+try:
+    train(TrainSpec(**json.loads(sys.argv[1])), run_dir=sys.argv[2], root_uri=sys.argv[3], on_report=end)
+except StoppedError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+def test_told_to_end_it_saves_and_goes_on_with_one_worker_to_the_same_losses(
+    undisturbed: TrainResult, spec: TrainSpec, root: Path, tmp_path: Path
+) -> None:
+    import ray
+
+    rarely = replace(spec, checkpoint_every=100)
+    stopped = subprocess.run(
+        [sys.executable, "-c", STOPPED, json.dumps(asdict(rarely)), str(tmp_path), str(root)],
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert stopped.returncode == 75, stopped.stderr[-3000:]
+    before = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert f"goes on from step {before[-1]['step']} of {STEPS}" in stopped.stdout
+    alone = replace(rarely, num_workers=1, accumulation=2)
+    lines = lines_of(train(alone, run_dir=str(tmp_path), root_uri=str(root)))
+    assert lines[: len(before)] == before
+    expected = [line["loss"] for line in lines_of(undisturbed)]
+    assert [line["loss"] for line in lines] == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,55 @@
+"""Runs that go on with other workers or another ZeRO stage, without Ray: each rank a process that ends with the run.
+
+Reads the URI of a snapshot and a folder, and prints what came of each run as JSON, by name.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from diverging_alone import Job, run
+from tiny_training import base
+
+from llmray import artifact
+from llmray.train.spec import TrainSpec
+
+
+def chain(name: str, spec: TrainSpec, root: Path) -> dict[str, Job]:
+    """Two workers undisturbed; from their checkpoint one alone, told to stop; from its checkpoint two again."""
+    rarely = replace(spec, checkpoint_every=100)
+    alone = replace(rarely, num_workers=1, accumulation=2)
+    return {
+        name: Job(spec=spec),
+        f"{name}_alone": Job(spec=alone, resume_from=root / name / "checkpoints" / "2", stop_after=2),
+        f"{name}_again": Job(spec=rarely, resume_from=root / f"{name}_alone" / "checkpoints" / "4"),
+    }
+
+
+def jobs(model: artifact.Artifact, data_uri: str, root: Path) -> Mapping[str, Job]:
+    spec = TrainSpec(
+        model=model.uri, data=data_uri, num_workers=2, max_length=96, micro_batch=3, max_steps=6, lr=1e-2,
+        weight_decay=0.3, lora_rank=4, checkpoint_every=2, eval_rows=0,
+    )  # fmt: skip
+    methods: tuple[Literal["full", "lora"], ...] = ("full", "lora")
+    made: dict[str, Job] = {}
+    for method in methods:
+        for zero in range(4):
+            made |= chain(f"{method}{zero}", replace(spec, method=method, zero=zero), root)
+    three = replace(spec, num_workers=3, micro_batch=2)
+    for before, now in ((1, 2), (2, 3), (3, 2), (3, 3)):
+        begun = root / f"full{before}" / "checkpoints" / "2"
+        made[f"from{before}_three{now}"] = Job(spec=replace(three, zero=now), resume_from=begun)
+    made["same"] = Job(spec=replace(spec, zero=3), resume_from=root / "full3" / "checkpoints" / "4")
+    return made
+
+
+def main(data_uri: str, root: Path) -> dict[str, Any]:
+    model = base(root, artifact.load(data_uri))
+    return {name: run(job, root / name) for name, job in jobs(model, data_uri, root).items()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], Path(sys.argv[2]))))

@@ -1,0 +1,87 @@
+"""A run that goes on with other workers or another ZeRO stage takes the same blocks to the same losses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_training import snapshot
+
+pytestmark = pytest.mark.slow
+
+CHAINS = [f"{method}{zero}" for method in ("full", "lora") for zero in range(4)]
+STAGES = [(1, 2), (2, 3), (3, 2), (3, 3)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    here = Path(__file__).parent
+    data = snapshot(tmp_path_factory.mktemp("data"))
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    path = [str(here.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    done = subprocess.run(
+        [sys.executable, str(here / "resuming_alone.py"), data.uri, str(folder)],
+        env={**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def losses(run: dict[str, Any]) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in run["lines"]}
+
+
+def position(run: dict[str, Any]) -> tuple[int, int]:
+    progress = run["outcome"]["progress"]
+    return progress["step"], progress["next_index"]
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_on_one_worker_and_on_two_again_the_losses_are_those_of_an_undisturbed_run(
+    runs: dict[str, Any], name: str
+) -> None:
+    straight = losses(runs[name])
+    alone, again = losses(runs[f"{name}_alone"]), losses(runs[f"{name}_again"])
+    assert (list(straight), list(alone), list(again)) == ([1, 2, 3, 4, 5, 6], [3, 4], [5, 6])
+    assert {**alone, **again} == pytest.approx({step: straight[step] for step in range(3, 7)}, rel=1e-5)
+    assert len(set(straight.values())) == 6, "they tell steps apart"
+    assert position(runs[name]) == position(runs[f"{name}_again"]) == (6, 36)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_told_to_stop_it_writes_a_checkpoint_and_no_model(runs: dict[str, Any], folder: Path, name: str) -> None:
+    stopped = runs[f"{name}_alone"]
+    assert stopped["saved"] == [4]
+    assert (stopped["outcome"]["resumes_at"], stopped["outcome"]["stopped_early"]) == (4, True)
+    assert position(stopped) == (4, 24)
+    assert sorted(path.name for path in (folder / f"{name}_alone").iterdir()) == ["checkpoints"]
+    finished = runs[f"{name}_again"]["outcome"]
+    assert (finished["resumes_at"], finished["stopped_early"]) == (None, False)
+    assert (folder / f"{name}_again" / "export" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("before", "now"), STAGES)
+def test_three_workers_go_on_from_two_under_another_stage(
+    runs: dict[str, Any], folder: Path, before: int, now: int
+) -> None:
+    straight, moved = runs[f"full{before}"], runs[f"from{before}_three{now}"]
+    assert losses(moved) == pytest.approx({step: losses(straight)[step] for step in range(3, 7)}, rel=1e-5)
+    assert position(moved) == position(straight)
+    assert not (folder / f"from{before}_three{now}" / "resharding").exists()
+
+
+def test_on_as_many_workers_it_is_the_same_run_to_the_bit(runs: dict[str, Any]) -> None:
+    straight = losses(runs["full3"])
+    assert losses(runs["same"]) == {5: straight[5], 6: straight[6]}
