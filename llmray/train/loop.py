@@ -216,6 +216,7 @@ def _steps(
             max_steps=spec.max_steps,
             warmup_fraction=spec.warmup_fraction,
             schedule=spec.schedule,
+            decay_fraction=spec.decay_fraction,
         )
         told = hooks.stop_wanted()
         if any_rank(told or (deadline is not None and clock() >= deadline), job.place):

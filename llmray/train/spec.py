@@ -11,7 +11,7 @@ from llmray.errors import ConfigError
 from llmray.train.model_run import BATCH, ModelRun
 
 Objective = Literal["sft", "pretrain"]
-Schedule = Literal["cosine", "linear", "constant"]
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,9 @@ class TrainSpec(ModelRun):
     micro_batch: int = field(default=8, metadata=BATCH)
     """Blocks in one forward pass of one worker."""
     schedule: Schedule = "cosine"
-    """How the learning rate falls after the warmup."""
+    """How the learning rate falls after the warmup; wsd: only in the last `decay_fraction` of the steps."""
+    decay_fraction: float = 0.1
+    """Share of the steps in which `schedule` wsd lets the learning rate fall."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
     beta2: float = 0.95
@@ -46,6 +48,13 @@ class TrainSpec(ModelRun):
         self._check_not_negative("weight_decay", "eval_rows", "eval_every")
         if not 0 < self.beta2 < 1:
             raise ConfigError(f"train.beta2 ({self.beta2}) must lie between 0 and 1: try 0.95")
+        if not 0 < self.decay_fraction <= 1:
+            raise ConfigError(f"train.decay_fraction ({self.decay_fraction}) must be above 0 and at most 1: try 0.1")
+        if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
+            raise ConfigError(
+                f"train.warmup_fraction ({self.warmup_fraction}) and train.decay_fraction ({self.decay_fraction}) are "
+                f"more than all steps together: try train.decay_fraction {round(1 - self.warmup_fraction, 4)} or less"
+            )
         if not 0 <= self.mix < 1:
             raise ConfigError(f"train.mix ({self.mix}) must be at least 0 and below 1: try 0.1")
         if self.objective == "pretrain" and self.method == "lora":

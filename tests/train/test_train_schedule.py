@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llmray.train.meter import Meter
 from llmray.train.schedule import learning_rate
 
-SCHEDULES = st.sampled_from(["cosine", "linear", "constant"])
+SCHEDULES = st.sampled_from(["cosine", "linear", "constant", "wsd"])
 
 
 @given(SCHEDULES, st.integers(1, 300), st.floats(0, 0.95), st.floats(1e-6, 0.9))
@@ -39,6 +39,32 @@ def test_where_the_schedules_end() -> None:
     assert rate(100, "linear") == 0.0
     assert rate(99, "constant") == 1e-2
     assert rate(0, "constant", warmup_fraction=0.0) == 1e-2
+
+
+def test_wsd_stays_at_the_peak_and_falls_by_a_root_in_the_last_steps() -> None:
+    assert [rate(step, "wsd") for step in (9, 10, 50, 89, 90)] == [1e-2] * 5
+    assert rate(91, "wsd") == pytest.approx(1e-2 * (1 - math.sqrt(0.1)))
+    assert rate(95, "wsd") == pytest.approx(1e-2 * (1 - math.sqrt(0.5)))
+    assert rate(100, "wsd") == 0.0
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.floats(0, 0.5), st.floats(0.01, 0.5))
+def test_until_it_falls_wsd_is_the_same_for_every_length(short: int, long: int, warmup: float, decay: float) -> None:
+    """So a run can branch off a checkpoint of a longer one."""
+    steps = range(math.ceil(warmup * short), short - math.ceil(decay * short) + 1)
+    rates = {
+        learning_rate(
+            step,
+            peak=0.5,
+            max_steps=total,
+            warmup_fraction=warmup * short / total,
+            schedule="wsd",
+            decay_fraction=min(1.0, decay * short / total),
+        )
+        for step in steps
+        for total in (short, max(short, long))
+    }
+    assert rates <= {0.5}
 
 
 def test_a_meter_adds_up() -> None:

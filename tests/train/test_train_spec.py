@@ -29,6 +29,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"warmup_fraction": 1.0}, r"train\.warmup_fraction \(1\.0\) must be at least 0 and below 1: try"),
     ({"warmup_fraction": -0.1}, r"train\.warmup_fraction"),
     ({"beta2": 1.0}, r"train\.beta2 \(1\.0\) must lie between 0 and 1: try"),
+    ({"decay_fraction": 0.0}, r"train\.decay_fraction \(0\.0\) must be above 0 and at most 1: try"),
+    ({"schedule": "wsd", "warmup_fraction": 0.3, "decay_fraction": 0.8}, r"try train\.decay_fraction 0\.7 or less"),
     ({"mix": 1.0}, r"train\.mix \(1\.0\) must be at least 0 and below 1: try"),
     ({"checkpoint_every": 0}, r"train\.checkpoint_every"),
     ({"divergence_sigmas": -1.0}, r"train\.divergence_sigmas \(-1\.0\) must be zero or more"),
@@ -38,7 +40,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"zero": 3, "method": "lora", "dtype": "bfloat16"}, r"use train\.zero 2, or train\.dtype float32"),
     ({"objective": "dpo"}, r"train\.objective \('dpo'\) must be one of sft, pretrain"),
     ({"method": "qlora"}, r"train\.method \('qlora'\) must be one of full, lora"),
-    ({"schedule": "step"}, r"train\.schedule \('step'\) must be one of cosine, linear, constant"),
+    ({"schedule": "step"}, r"train\.schedule \('step'\) must be one of cosine, linear, constant, wsd"),
     ({"dtype": "float16"}, r"train\.dtype \('float16'\) must be one of float32, bfloat16"),
 ]
 
