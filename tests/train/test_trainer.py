@@ -218,9 +218,8 @@ def test_told_to_end_it_saves_and_goes_on_with_one_worker_to_the_same_losses(
 ) -> None:
     import ray
 
-    rarely = replace(spec, checkpoint_every=100)
     stopped = subprocess.run(
-        [sys.executable, "-c", STOPPED, json.dumps(asdict(rarely)), str(tmp_path), str(root)],
+        [sys.executable, "-c", STOPPED, json.dumps(asdict(spec)), str(tmp_path), str(root)],
         env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
         capture_output=True,
         text=True,
@@ -229,7 +228,7 @@ def test_told_to_end_it_saves_and_goes_on_with_one_worker_to_the_same_losses(
     assert stopped.returncode == 75, stopped.stderr[-3000:]
     before = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert f"goes on from step {before[-1]['step']} of {STEPS}" in stopped.stdout
-    alone = replace(rarely, num_workers=1, accumulation=2)
+    alone = replace(spec, num_workers=1, accumulation=2)
     lines = lines_of(train(alone, run_dir=str(tmp_path), root_uri=str(root)))
     assert lines[: len(before)] == before
     expected = [line["loss"] for line in lines_of(undisturbed)]
