@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from diverging_alone import Job, run
 from tiny_training import base
@@ -33,13 +33,12 @@ def jobs(model: artifact.Artifact, data_uri: str, root: Path) -> Mapping[str, Jo
         model=model.uri, data=data_uri, num_workers=2, max_length=96, micro_batch=3, max_steps=6, lr=1e-2,
         weight_decay=0.3, lora_rank=4, checkpoint_every=2, eval_rows=0,
     )  # fmt: skip
-    methods: tuple[Literal["full", "lora"], ...] = ("full", "lora")
     made: dict[str, Job] = {}
-    for method in methods:
-        for zero in range(4):
-            made |= chain(f"{method}{zero}", replace(spec, method=method, zero=zero), root)
+    for zero in (0, 2, 3):
+        made |= chain(f"full{zero}", replace(spec, zero=zero), root)
+    made |= chain("lora3", replace(spec, method="lora", zero=3), root)
     three = replace(spec, num_workers=3, micro_batch=2)
-    for before, now in ((1, 2), (2, 3), (3, 2), (3, 3)):
+    for before, now in ((2, 3), (3, 2)):
         begun = root / f"full{before}" / "checkpoints" / "2"
         made[f"from{before}_three{now}"] = Job(spec=replace(three, zero=now), resume_from=begun)
     made["same"] = Job(spec=replace(spec, zero=3), resume_from=root / "full3" / "checkpoints" / "4")

@@ -12,8 +12,8 @@ from tiny_training import snapshot
 
 pytestmark = pytest.mark.slow
 
-CHAINS = [f"{method}{zero}" for method in ("full", "lora") for zero in range(4)]
-STAGES = [(1, 2), (2, 3), (3, 2), (3, 3)]
+CHAINS = ["full0", "full2", "full3", "lora3"]
+STAGES = [(2, 3), (3, 2)]
 
 
 @pytest.fixture(scope="module")
