@@ -9,6 +9,7 @@ more models to train, keep and explain.
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from llmray.errors import ConfigError
 from llmray.train.model_run import ModelRun
 
 _BOUND = {"identity": False}
@@ -47,3 +48,5 @@ class AlignSpec(ModelRun):
         ModelRun.__post_init__(self)
         self._check_positive("beta")
         self._check_not_negative("sft_weight")
+        if self.method == "qlora":
+            raise ConfigError("align.method qlora is not there: use align.method lora")

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from llmray import storage
 from llmray.errors import InputError
 from llmray.train.model_run import ModelRun
+from llmray.train.quantized import as_computed_with, keep_packing, quantization
 from llmray.train.shape import Shape, shape_of
 from llmray.train.spec import TrainSpec
 
@@ -68,19 +69,17 @@ def load_shape(uri: str) -> Shape:
 
 
 def load_model(spec: TrainSpec, tokenizer: Any) -> Any:
-    """The model to be trained, with adapters under `lora`; under ZeRO-3 each rank holds its shard from the start.
+    """The model to be trained, with adapters but under `full`; under ZeRO-3 each rank holds its shard from the start.
 
     Raises:
         InputError: as in `load_whole`.
     """
     model = load_whole(spec, tokenizer, option="train.max_length")
-    if spec.method == "lora":
-        model = with_adapters(model, spec)
-    return model
+    return model if spec.method == "full" else with_adapters(model, spec)
 
 
 def load_whole(spec: ModelRun, tokenizer: Any, *, option: str) -> Any:
-    """The starting model without adapters.
+    """The starting model without adapters, under `qlora` in four bits.
 
     Args:
         option: what the user calls `spec.max_length`.
@@ -88,7 +87,13 @@ def load_whole(spec: ModelRun, tokenizer: Any, *, option: str) -> Any:
     Raises:
         InputError: the tokenizer makes ids that the model has no embedding for, or texts exceed its positions.
     """
-    model = AutoModelForCausalLM.from_pretrained(_source(spec.model), dtype=getattr(torch, spec.dtype))
+    model = AutoModelForCausalLM.from_pretrained(
+        _source(spec.model), dtype=getattr(torch, spec.dtype), quantization_config=quantization(spec)
+    )
+    if spec.method == "qlora":
+        keep_packing(model)
+    if spec.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     config = model.config.get_text_config()
     if len(tokenizer) > config.vocab_size:
         raise InputError(
@@ -206,12 +211,19 @@ def weights_are_lost(engine: Any) -> bool:
 
 def deepspeed_config(spec: ModelRun) -> dict[str, Any]:
     """The DeepSpeed settings that a spec stands for."""
+    zero: dict[str, Any] = {"stage": spec.zero, "overlap_comm": False, "stage3_param_persistence_threshold": 10_000}
+    host = {"device": "cpu", "pin_memory": bool(spec.gpus_per_worker)}
+    if spec.offload != "none":
+        zero["offload_optimizer"] = host
+    if spec.offload == "all":
+        zero["offload_param"] = host
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": spec.micro_batch,
         "gradient_accumulation_steps": spec.accumulation,
         # Without sharding in float32 we clip ourselves, see `complete_zero0`: DeepSpeed would not tell the norm.
         "gradient_clipping": 0.0 if spec.zero == 0 and spec.dtype == "float32" else spec.clip_norm,
-        "zero_optimization": {"stage": spec.zero, "overlap_comm": False, "stage3_param_persistence_threshold": 10_000},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW steps on the host too, and needs no compiler
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
@@ -221,30 +233,33 @@ def deepspeed_config(spec: ModelRun) -> dict[str, Any]:
 
 
 def gather_weights(engine: Any, *, rank: int) -> dict[str, torch.Tensor]:
-    """Full weights on rank 0, on the CPU (empty on the others); every rank must call it."""
+    """Full weights on rank 0, on the CPU and in no less than 16 bits (empty on the others); every rank must call it."""
     weights: dict[str, torch.Tensor] = {}
     named = [*engine.module.named_parameters(), *engine.module.named_buffers()]
     persistent = engine.module.state_dict().keys()
     for name, tensor in named:
         with deepspeed.zero.GatheredParameters([tensor] if hasattr(tensor, "ds_id") else []):
             if rank == 0 and name in persistent:
-                weights[name] = tensor.detach().cpu().clone()
+                weights[name] = as_computed_with(tensor)
     return weights
 
 
 def export(folder: Path, weights: dict[str, torch.Tensor], spec: ModelRun, tokenizer: Any) -> None:
     """Write a Hugging Face folder from gathered weights; adapters are merged in, and kept in `adapter/` as well."""
-    model = AutoModelForCausalLM.from_pretrained(_source(spec.model), dtype=getattr(torch, spec.dtype))
-    if spec.method == "lora":
+    dtype = getattr(torch, spec.dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        _source(spec.model), dtype=torch.float32 if spec.method == "qlora" else dtype
+    )
+    if spec.method != "full":
         model = with_adapters(model, spec)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     lost = [name for name in missing if not any(name.endswith(key) for key in tied)]
     assert not lost, f"weights missing from the export: {lost[:3]}"
     assert not unexpected, f"weights that the model does not have: {unexpected[:3]}"
-    if spec.method == "lora":
+    if spec.method != "full":
         model.save_pretrained(folder / "adapter")
-        model = model.merge_and_unload()
+        model = model.merge_and_unload().to(dtype)
     model.config.use_cache = True
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

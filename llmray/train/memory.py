@@ -104,14 +104,8 @@ class Fit:
         return f"{' and '.join(filter(None, (', '.join(settings[:-1]), *settings[-1:])))} ({size(self.memory.total)})"
 
 
-def estimate(
-    shape: Shape, spec: ModelRun, world_size: int, *, checkpointing: bool = False, buckets: Buckets | None = None
-) -> Memory:
-    """Bytes that one of `world_size` processes takes on its device, after its first step.
-
-    Args:
-        checkpointing: whether only the input of each transformer block is kept, and the rest computed again.
-    """
+def estimate(shape: Shape, spec: ModelRun, world_size: int, *, buckets: Buckets | None = None) -> Memory:
+    """Bytes that one of `world_size` processes takes on its device, after its first step."""
     buckets = buckets or Buckets()
     cell = _CELL[spec.dtype]
     trained, everything = shape.trainable(spec), shape.total + shape.adapters(spec)
@@ -121,7 +115,7 @@ def estimate(
     gradients = cell * here + master  # a float32 copy for the master weights, or ZeRO's flat one
     standing, worst = _moments(shape, spec, world_size, buckets)
     tokens = spec.micro_batch * spec.max_length
-    activations = tokens * activation_bytes(shape, spec, checkpointing=checkpointing)
+    activations = tokens * activation_bytes(shape, spec)
     logits = _FLOAT32 * tokens * shape.vocabulary
     in_heap = activations * (cell * tokens * shape.hidden < _HEAP) + 3 * logits * (logits < _HEAP)
     return Memory(
@@ -167,7 +161,7 @@ def _moments(shape: Shape, spec: ModelRun, world_size: int, buckets: Buckets) ->
     return shard + bucket + gathered + gathering, max(reducing, bucket + stepping)
 
 
-def activation_bytes(shape: Shape, spec: ModelRun, *, checkpointing: bool = False) -> float:
+def activation_bytes(shape: Shape, spec: ModelRun) -> float:
     """Bytes a token that the forward pass keeps for the backward pass, over all blocks, without the logits.
 
     Korthikanti et al. count 34 h bytes a block in 16 bits, of which 2 are dropout masks, plus 5 a T for the attention
@@ -192,14 +186,12 @@ def activation_bytes(shape: Shape, spec: ModelRun, *, checkpointing: bool = Fals
         # Scores, dropped scores and what was dropped; and these, queries, keys and values are in float32.
         block += 3 * (_FLOAT32 * shape.heads * spec.max_length + (_FLOAT32 - cell) * shape.attention)
     last = (norm + (0 if adapted else cell)) * shape.hidden
-    if checkpointing:
+    if spec.gradient_checkpointing:
         return cell * shape.hidden * shape.layers + block + last
     return block * shape.layers + last
 
 
-def fitting(
-    shape: Shape, spec: ModelRun, world_size: int, have_bytes: int, *, checkpointing: bool = False
-) -> list[Fit]:
+def fitting(shape: Shape, spec: ModelRun, world_size: int, have_bytes: int) -> list[Fit]:
     """Changes to the spec that fit into `have_bytes` a device, those that change the result least first.
 
     First another ZeRO stage, which changes nothing but time; then smaller micro-batches at the same global batch; then
@@ -210,7 +202,7 @@ def fitting(
         fits = [
             Fit(changes=changes, memory=memory)
             for changes, altered in _alternatives(spec, basis)
-            if (memory := estimate(shape, altered, world_size, checkpointing=checkpointing)).total <= have_bytes
+            if (memory := estimate(shape, altered, world_size)).total <= have_bytes
         ]
         found += fits[:1]
         if fits and "zero" in fits[0].changes:
@@ -218,22 +210,22 @@ def fitting(
     return found
 
 
-def check(shape: Shape, spec: ModelRun, world_size: int, have_bytes: int, *, checkpointing: bool = False) -> Memory:
+def check(shape: Shape, spec: ModelRun, world_size: int, have_bytes: int) -> Memory:
     """The estimate of a run that fits into `have_bytes` a device.
 
     Raises:
         ConfigError: it does not; the message says what it needs, what there is, and what would fit.
     """
-    needed = estimate(shape, spec, world_size, checkpointing=checkpointing)
+    needed = estimate(shape, spec, world_size)
     if needed.total <= have_bytes:
         return needed
     device = "GPU" if spec.gpus_per_worker else "worker"
     under = f"{size(needed.total)} a {device} under ZeRO-{spec.zero}"
     for changes, altered in _alternatives(spec, {}):
         if changes == {"zero": 3}:
-            sharded = estimate(shape, altered, world_size, checkpointing=checkpointing)
+            sharded = estimate(shape, altered, world_size)
             under += f", {size(sharded.total)} under ZeRO-3"
-    fits = fitting(shape, spec, world_size, have_bytes, checkpointing=checkpointing)
+    fits = fitting(shape, spec, world_size, have_bytes)
     raise ConfigError(
         f"{spec.option} needs {under}; you have {size(have_bytes)} ({needed.parts()}). "
         + (

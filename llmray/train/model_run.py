@@ -14,8 +14,9 @@ from llmray.errors import ConfigError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Method = Literal["full", "lora"]
+Method = Literal["full", "lora", "qlora"]
 Dtype = Literal["float32", "bfloat16"]
+Offload = Literal["none", "optimizer", "all"]
 
 PLACE = {"identity": False, "bound": False}
 """Where and how it runs: changes no weight beyond rounding, so it is in no cache key, and a run may go on elsewhere."""
@@ -37,9 +38,13 @@ class ModelRun:
     data: str = field(default="", metadata=GIVEN)
     """URI of the dataset snapshot."""
     method: Method = "full"
-    """full: all weights; lora: low-rank adapters, merged into the weights at the end."""
+    """full: all weights; lora: low-rank adapters, merged into the weights at the end; qlora: these on 4-bit weights."""
     zero: int = field(default=2, metadata=PLACE)
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 optimizer state, 2 and gradients, 3 and weights."""
+    offload: Offload = field(default="none", metadata=PLACE)
+    """What lies in the host's memory: none; optimizer: its state, and its step; all: under ZeRO-3 the weights as well."""
+    gradient_checkpointing: bool = field(default=False, metadata=PLACE)
+    """Whether only the inputs of the transformer blocks are kept, and the rest is computed again: less memory, slower."""
     num_workers: int = field(default=2, metadata=BATCH)
     """Training processes."""
     cpus_per_worker: float = field(default=1.0, metadata=PLACE)
@@ -80,6 +85,7 @@ class ModelRun:
     def __post_init__(self) -> None:
         self._check_choice("method", Method)
         self._check_choice("dtype", Dtype)
+        self._check_choice("offload", Offload)
         self._check_positive(
             "num_workers",
             "cpus_per_worker",
@@ -100,6 +106,16 @@ class ModelRun:
             raise ConfigError(
                 f"{self.option}.zero 3 with lora in bfloat16 needs a GPU: use {self.option}.zero 2, or "
                 f"{self.option}.dtype float32"
+            )
+        if self.offload != "none" and self.zero == 0:
+            raise ConfigError(
+                f"{self.option}.offload {self.offload} needs an optimizer that DeepSpeed shards: use {self.option}.zero 1 "
+                f"or higher"
+            )
+        if self.offload == "all" and self.zero != 3:
+            raise ConfigError(
+                f"{self.option}.offload all moves weights, which only {self.option}.zero 3 gathers when they are needed: "
+                f"use that, or {self.option}.offload optimizer"
             )
         if not 0 < self.lr < 1:
             raise ConfigError(

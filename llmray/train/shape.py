@@ -22,10 +22,12 @@ class Shape:
     """Weights of the largest single module, as ZeRO-3 gathers it."""
     multiplied: int
     """Weights that each token is multiplied with: linear layers and the output head, but no embedding or norm."""
+    linear: int
+    """Weights of the linear layers that adapters go to, all but the output head: qlora holds them in four bits."""
     linear_layers: int
-    """Linear layers that adapters go to: all but the output head."""
+    """How many these are."""
     linear_ends: int
-    """Inputs and outputs of those, added up: adapters of rank r have r times as many weights."""
+    """Their inputs and outputs, added up: adapters of rank r have r times as many weights."""
     hidden: int
     """Width of the residual stream."""
     layers: int
@@ -98,6 +100,7 @@ def shape_of(config: Any) -> Shape:
             for weight in model.parameters()
             if weight.ndim > 1 and id(weight) not in unmultiplied
         ),
+        linear=sum(weight.numel() for weight in linear),
         linear_layers=len(linear),
         linear_ends=sum(sum(weight.shape) for weight in linear),
         hidden=text.hidden_size,

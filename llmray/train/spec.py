@@ -57,5 +57,5 @@ class TrainSpec(ModelRun):
             )
         if not 0 <= self.mix < 1:
             raise ConfigError(f"train.mix ({self.mix}) must be at least 0 and below 1: try 0.1")
-        if self.objective == "pretrain" and self.method == "lora":
+        if self.objective == "pretrain" and self.method != "full":
             raise ConfigError("train.objective pretrain learns too much for adapters: use train.method full")

@@ -135,7 +135,7 @@ def test_more_work_at_once_takes_more(spec: TrainSpec, workers: int) -> None:
     for field in ("micro_batch", "max_length", "accumulation"):
         more = replace(spec, **{field: 2 * getattr(spec, field)})
         assert estimate(LLAMA_2_7B, more, workers).total >= total
-    assert estimate(LLAMA_2_7B, spec, workers, checkpointing=True).total <= total
+    assert estimate(LLAMA_2_7B, replace(spec, gradient_checkpointing=True), workers).total <= total
 
 
 @given(SPECS, WORKERS)

@@ -39,7 +39,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"objective": "pretrain", "method": "lora"}, r"use train\.method full"),
     ({"zero": 3, "method": "lora", "dtype": "bfloat16"}, r"use train\.zero 2, or train\.dtype float32"),
     ({"objective": "dpo"}, r"train\.objective \('dpo'\) must be one of sft, pretrain"),
-    ({"method": "qlora"}, r"train\.method \('qlora'\) must be one of full, lora"),
+    ({"method": "dora"}, r"train\.method \('dora'\) must be one of full, lora, qlora"),
+    ({"objective": "pretrain", "method": "qlora"}, r"use train\.method full"),
+    ({"offload": "nvme"}, r"train\.offload \('nvme'\) must be one of none, optimizer, all"),
+    ({"zero": 0, "offload": "optimizer"}, r"use train\.zero 1 or higher"),
+    ({"zero": 2, "offload": "all"}, r"only train\.zero 3 gathers.*use that, or train\.offload optimizer"),
     ({"schedule": "step"}, r"train\.schedule \('step'\) must be one of cosine, linear, constant, wsd"),
     ({"dtype": "float16"}, r"train\.dtype \('float16'\) must be one of float32, bfloat16"),
 ]
@@ -63,7 +67,15 @@ def test_a_global_batch_is_all_workers_and_passes() -> None:
 def test_the_identity_is_what_can_change_the_weights() -> None:
     spec = TrainSpec(model="/m", data="/d")
     elsewhere = replace(
-        spec, model="/n", data="/e", zero=3, cpus_per_worker=2.0, checkpoint_every=7, keep_checkpoints=9
+        spec,
+        model="/n",
+        data="/e",
+        zero=3,
+        offload="all",
+        gradient_checkpointing=True,
+        cpus_per_worker=2.0,
+        checkpoint_every=7,
+        keep_checkpoints=9,
     )
     assert elsewhere.identity() == spec.identity()
     for name, value in (("lr", 2e-3), ("seed", 1), ("max_steps", 7), ("num_workers", 1), ("mix", 0.5)):
