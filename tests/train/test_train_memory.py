@@ -78,9 +78,7 @@ def test_the_mask_of_packed_documents_is_kept_in_every_block() -> None:
 
 RUNS: dict[str, dict[str, Any]] = {
     "activations": {"zero": 2, "micro_batch": 4, "max_length": 256},
-    "gradients": {"zero": 2, "micro_batch": 1, "max_length": 64, "dtype": "bfloat16"},
     "gathered": {"zero": 3, "micro_batch": 2, "max_length": 256},
-    "adapters": {"zero": 0, "micro_batch": 4, "accumulation": 2, "max_length": 256, "method": "lora"},
     "holes": {"zero": 1, "micro_batch": 4, "max_length": 256},
 }
 SIZES = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6}
