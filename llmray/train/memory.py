@@ -14,15 +14,17 @@ import resource
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from llmray.errors import ConfigError
-from llmray.train.model_run import ModelRun
+from llmray.train.model_run import Method, ModelRun, Offload
 from llmray.train.shape import Shape
 
 _FLOAT32 = 4
 _CELL = {"float32": 4, "bfloat16": 2}
 """Bytes of a number."""
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a 4-bit weight: blocks of 64 have a scale of one byte, and 256 scales a float32 one."""
 _HEAP = 2**25
 """Bytes from which on glibc returns every tensor to the system when it is freed (DEFAULT_MMAP_THRESHOLD_MAX). Of smaller
 ones it kept half to two and a half times what they had taken; once is counted. A lower threshold ends that, and made
@@ -100,17 +102,21 @@ class Fit:
 
     def text(self, option: str) -> str:
         """As a user would set it."""
-        settings = [f"{option}.{name} {value}" for name, value in self.changes.items()]
+        said = {name: str(value).lower() if value is True else value for name, value in self.changes.items()}
+        settings = [f"{option}.{name} {value}" for name, value in said.items()]
         return f"{' and '.join(filter(None, (', '.join(settings[:-1]), *settings[-1:])))} ({size(self.memory.total)})"
 
 
 def estimate(shape: Shape, spec: ModelRun, world_size: int, *, buckets: Buckets | None = None) -> Memory:
-    """Bytes that one of `world_size` processes takes on its device, after its first step."""
+    """Bytes that one of `world_size` processes takes on its device, after its first step.
+
+    What is offloaded is on no GPU; a CPU worker offloads to the memory that it is in.
+    """
     buckets = buckets or Buckets()
     cell = _CELL[spec.dtype]
-    trained, everything = shape.trainable(spec), shape.total + shape.adapters(spec)
     shards = world_size if spec.zero else 1
-    here = trained / shards
+    here = 0 if _offloads(spec) else shape.trainable(spec) / shards
+    weights = 0 if _offloads(spec, "all") else weight_bytes(shape, spec) / (world_size if spec.zero == 3 else 1)
     master = _FLOAT32 * here if spec.zero or cell < _FLOAT32 else 0
     gradients = cell * here + master  # a float32 copy for the master weights, or ZeRO's flat one
     standing, worst = _moments(shape, spec, world_size, buckets)
@@ -119,7 +125,7 @@ def estimate(shape: Shape, spec: ModelRun, world_size: int, *, buckets: Buckets 
     logits = _FLOAT32 * tokens * shape.vocabulary
     in_heap = activations * (cell * tokens * shape.hidden < _HEAP) + 3 * logits * (logits < _HEAP)
     return Memory(
-        weights=int(cell * everything / (world_size if spec.zero == 3 else 1)),
+        weights=int(weights),
         optimizer=int(master + 2 * _FLOAT32 * here),
         gradients=int(gradients),
         buffers=max(0, int(worst - gradients)),
@@ -137,28 +143,38 @@ def _moments(shape: Shape, spec: ModelRun, world_size: int, buckets: Buckets) ->
     """
     cell = _CELL[spec.dtype]
     trained, everything = shape.trainable(spec), shape.total + shape.adapters(spec)
+    # A 4-bit layer multiplies with its weights in 16 bits or more: those of a feed-forward are the widest.
+    unpacked = cell * shape.hidden * shape.inner if spec.method == "qlora" else 0
     whole_bucket = cell * min(trained, buckets.reduce)
     # On a GPU the bucket is taken whole; on a CPU only the pages that gradients are written to.
     bucket = cell * buckets.reduce if spec.gpus_per_worker else whole_bucket
     kept = spec.accumulation > 1
     if spec.zero == 0:
         copies = _FLOAT32 * trained if cell < _FLOAT32 else 0
-        return cell * trained * kept, cell * trained + max(whole_bucket, copies)
-    shard = cell * trained / world_size
+        return cell * trained * kept + unpacked, cell * trained + max(whole_bucket, copies)
+    shard = 0 if _offloads(spec) else cell * trained / world_size
     flat = shard if cell < _FLOAT32 else 0  # made contiguous before it becomes float32
-    stepping = shard + flat + _FLOAT32 * trained / world_size
+    stepping = 0 if _offloads(spec) else shard + flat + _FLOAT32 * trained / world_size
     if spec.zero < 3:
         reduced = cell * max(0, trained - buckets.reduce) / world_size
         accumulated = (shard if spec.zero == 2 else cell * trained) * kept  # ZeRO-1 reduces at the last pass
-        standing = accumulated + (bucket if spec.gpus_per_worker else 0)
+        standing = accumulated + (bucket if spec.gpus_per_worker else 0) + unpacked
         return standing, max(max(reduced, shard * kept) + bucket + whole_bucket, stepping)
     gathered, gathering = 0.0, 0.0
-    if world_size > 1:
-        gathered = cell * min(everything, max(buckets.live, shape.largest_layer))
-        gathering = cell * min(everything, max(buckets.prefetch, shape.largest_layer))
+    if world_size > 1 or _offloads(spec, "all"):
+        per_weight = weight_bytes(shape, spec) / everything
+        gathered = per_weight * min(everything, max(buckets.live, shape.largest_layer))
+        gathering = per_weight * min(everything, max(buckets.prefetch, shape.largest_layer))
     copied = 0 if spec.gpus_per_worker else whole_bucket  # gloo's
     reducing = shard + bucket + whole_bucket + max(gathered, copied)
-    return shard + bucket + gathered + gathering, max(reducing, bucket + stepping)
+    return shard + bucket + gathered + gathering + unpacked, max(reducing, bucket + stepping)
+
+
+def weight_bytes(shape: Shape, spec: ModelRun) -> float:
+    """Bytes of all weights as the model holds them: under `qlora` its linear layers in four bits."""
+    quantized = shape.linear if spec.method == "qlora" else 0
+    others = shape.total + shape.adapters(spec) - quantized
+    return _CELL[spec.dtype] * others + _NF4 * quantized
 
 
 def activation_bytes(shape: Shape, spec: ModelRun) -> float:
@@ -194,19 +210,24 @@ def activation_bytes(shape: Shape, spec: ModelRun) -> float:
 def fitting(shape: Shape, spec: ModelRun, world_size: int, have_bytes: int) -> list[Fit]:
     """Changes to the spec that fit into `have_bytes` a device, those that change the result least first.
 
-    First another ZeRO stage, which changes nothing but time; then smaller micro-batches at the same global batch; then
-    the number format; then adapters. Empty where nothing of that fits, and with one empty change where the spec does.
+    First another ZeRO stage, which changes nothing but time; then smaller micro-batches at the same global batch; where
+    that is not enough, what is slower but changes nothing either (activations computed again, then offload to the host);
+    then the number format; then adapters, then these on 4-bit weights. Empty where nothing of that fits, and with one
+    empty change where the spec does.
     """
     found: list[Fit] = []
     for basis in _bases(spec):
-        fits = [
-            Fit(changes=changes, memory=memory)
-            for changes, altered in _alternatives(spec, basis)
-            if (memory := estimate(shape, altered, world_size)).total <= have_bytes
-        ]
-        found += fits[:1]
-        if fits and "zero" in fits[0].changes:
-            found += [fit for fit in fits if "zero" not in fit.changes][:1]
+        for slower in _slower(spec):
+            fits = [
+                Fit(changes=changes, memory=memory)
+                for changes, altered in _alternatives(spec, {**basis, **slower})
+                if (memory := estimate(shape, altered, world_size)).total <= have_bytes
+            ]
+            found += fits[:1]
+            if fits and "zero" in fits[0].changes:
+                found += [fit for fit in fits if "zero" not in fit.changes][:1]
+            if fits:
+                break
     return found
 
 
@@ -231,7 +252,7 @@ def check(shape: Shape, spec: ModelRun, world_size: int, have_bytes: int) -> Mem
         + (
             f"What fits: {'; '.join(fit.text(spec.option) for fit in fits[:_NAMED])}"
             if fits
-            else "No ZeRO stage, micro-batch, number format or adapter makes it fit: "
+            else "No ZeRO stage, micro-batch, offload, number format or adapter makes it fit: "
             f"use more workers, a shorter {spec.option}.max_length or a smaller model"
         )
     )
@@ -285,9 +306,23 @@ def size(count: float) -> str:
 
 def _bases(spec: ModelRun) -> Iterator[dict[str, Any]]:
     """Number formats and methods to choose among, as changes to the spec, the spec's own first."""
-    for method in dict.fromkeys((spec.method, "lora")):
+    methods = get_args(Method)
+    for method in methods[methods.index(spec.method) :]:
         for dtype in dict.fromkeys((spec.dtype, "bfloat16")):
             yield {"method": method, "dtype": dtype}
+
+
+def _slower(spec: ModelRun) -> Iterator[dict[str, Any]]:
+    """What makes room for time, as changes to the spec: nothing first, then what it takes anew each."""
+    offloads = get_args(Offload)
+    for offload in offloads[offloads.index(spec.offload) :] if spec.gpus_per_worker else (spec.offload,):
+        for again in dict.fromkeys((spec.gradient_checkpointing, True)):
+            yield {"gradient_checkpointing": again, "offload": offload}
+
+
+def _offloads(spec: ModelRun, *what: str) -> bool:
+    """Whether the optimizer, or just `what`, is off the device."""
+    return bool(spec.gpus_per_worker) and spec.offload in (what or ("optimizer", "all"))
 
 
 def _alternatives(spec: ModelRun, basis: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], ModelRun]]:

@@ -11,9 +11,6 @@ import torch
 
 from llmray.train.model_run import ModelRun
 
-BYTES_PER_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Half a byte, a scale of one byte a block, and a float32 for 256 scales."""
-
 
 def quantization(spec: ModelRun) -> Any:
     """What `from_pretrained` is to quantize; None where nothing is."""

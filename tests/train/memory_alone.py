@@ -26,7 +26,13 @@ from llmray.train.spec import TrainSpec
 
 for name in ("stage_1_and_2", "stage3", "muon.muon_optimizer"):  # memory of code, not of a run
     importlib.import_module(f"deepspeed.runtime.zero.{name}")
-importlib.import_module("peft")
+for name in (
+    "peft",
+    "bitsandbytes",
+    "transformers.integrations.bitsandbytes",
+    "transformers.quantizers.quantizer_bnb_4bit",
+):
+    importlib.import_module(name)
 
 
 M_MMAP_THRESHOLD = -3

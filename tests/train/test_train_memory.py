@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from llmray.errors import ConfigError
 from llmray.train.memory import Memory, activation_bytes, cgroup_limits, check, estimate, fitting, room_bytes, size
+from llmray.train.quantized import quantization
 from llmray.train.shape import shape_of
 from llmray.train.spec import TrainSpec
 
@@ -62,7 +64,7 @@ def test_states_are_counted_as_deepspeed_counts_them(name: str, world_size: int)
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("name", ["tied", "grouped", "Qwen3", "GPTNeoX", "GPT2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_activations_are_what_autograd_keeps(name: str, dtype: Any, method: Any) -> None:
     spec = TrainSpec(micro_batch=2, max_length=128, dtype=dtype, method=method, lora_rank=4)
     kept = kept_bytes(config(name), spec)
@@ -79,6 +81,7 @@ def test_the_mask_of_packed_documents_is_kept_in_every_block() -> None:
 RUNS: dict[str, dict[str, Any]] = {
     "activations": {"zero": 2, "micro_batch": 4, "max_length": 256},
     "gathered": {"zero": 3, "micro_batch": 2, "max_length": 256},
+    "quantized": {"zero": 2, "micro_batch": 8, "max_length": 256, "method": "qlora", "dtype": "bfloat16"},
     "holes": {"zero": 1, "micro_batch": 4, "max_length": 256},
 }
 SIZES = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6}
@@ -118,7 +121,8 @@ SPECS = st.builds(
     TrainSpec,
     zero=STAGES,
     dtype=st.sampled_from(["float32", "bfloat16"]),
-    method=st.sampled_from(["full", "lora"]),
+    method=st.sampled_from(["full", "lora", "qlora"]),
+    gradient_checkpointing=st.booleans(),
     micro_batch=st.integers(1, 16),
     max_length=st.sampled_from([64, 512, 4096]),
     accumulation=st.integers(1, 3),
@@ -164,7 +168,7 @@ def test_a_refusal_says_what_is_needed_what_there_is_and_what_fits() -> None:
         "train needs 35.1 GiB a GPU under ZeRO-2, 26.9 GiB under ZeRO-3; you have 30.0 GiB (weights 12.6 GiB, "
         "activations 11.5 GiB, optimizer 9.4 GiB, gradients 4.7 GiB, buffers 1.6 GiB, logits 750 MiB). What fits: "
         "train.zero 3 (26.9 GiB); train.micro_batch 1 and train.accumulation 4 (28.2 GiB); "
-        "train.method lora (24.8 GiB)"
+        "train.method lora (24.8 GiB); train.method qlora (16.0 GiB)"
     )
     assert check(LLAMA_2_7B, spec, 8, 36 * GIB) == estimate(LLAMA_2_7B, spec, 8)
 
@@ -176,15 +180,56 @@ def test_what_changes_least_comes_first() -> None:
     assert changes[0] == {"zero": 3, "micro_batch": 2, "accumulation": 4}
     assert changes[1] == {"micro_batch": 1, "accumulation": 8}
     formats = [(change.get("method"), change.get("dtype")) for change in changes]
-    assert list(dict.fromkeys(formats)) == [(None, None), (None, "bfloat16"), ("lora", None), ("lora", "bfloat16")]
+    assert list(dict.fromkeys(formats)) == [
+        *((None, None), (None, "bfloat16"), ("lora", None), ("lora", "bfloat16")),
+        *(("qlora", None), ("qlora", "bfloat16")),
+    ]
 
 
 @pytest.mark.parametrize("objective", ["sft", "pretrain"])
 def test_adapters_are_offered_only_where_they_are_allowed(objective: Any) -> None:
     fits = fitting(LLAMA_2_7B, replace(ON_GPU, objective=objective, zero=2), 1, 30 * GIB)
-    assert [fit.changes for fit in fits] == [{"method": "lora", "micro_batch": 4, "accumulation": 2}][
-        : objective == "sft"
-    ]
+    assert [fit.changes for fit in fits] == [
+        {"offload": "optimizer", "micro_batch": 4, "accumulation": 2},
+        {"method": "lora", "micro_batch": 4, "accumulation": 2},
+        {"method": "qlora"},
+    ][: 3 if objective == "sft" else 1]
+
+
+def test_four_bit_weights_take_half_a_byte_and_their_scales() -> None:
+    lora, qlora = (estimate(LLAMA_2_7B, replace(ON_GPU, method=method), 8) for method in ("lora", "qlora"))
+    saved = (2 - 0.5 - 1 / 64 - 1 / 4096) * 32 * 4096 * (4 * 4096 + 3 * 11008)
+    assert lora.weights - qlora.weights == pytest.approx(saved, abs=1)
+    assert (qlora.optimizer, qlora.gradients) == (lora.optimizer, lora.gradients)
+
+
+@pytest.mark.parametrize("world_size", [1, 8])
+def test_offload_leaves_on_a_gpu_what_deepspeed_says_it_leaves(world_size: int) -> None:
+    from deepspeed.runtime.zero import stage3, stage_1_and_2
+
+    total, largest = LLAMA_2_7B.total, LLAMA_2_7B.largest_layer
+    _, theirs = stage_1_and_2.estimate_zero2_model_states_mem_needs(total, world_size, 1, cpu_offload=True)
+    assert states(estimate(LLAMA_2_7B, replace(ON_GPU, zero=2, offload="optimizer"), world_size)) == theirs
+    _, theirs, gathered = stage3.estimate_zero3_model_states_mem_needs(
+        total, largest, world_size, 1, cpu_offload=True, cpu_offload_params=False
+    )
+    ours = estimate(LLAMA_2_7B, replace(ON_GPU, zero=3, offload="optimizer"), world_size)
+    assert states(ours) == pytest.approx(theirs - gathered, abs=8)
+    everything = estimate(LLAMA_2_7B, replace(ON_GPU, zero=3, offload="all"), world_size)
+    assert states(everything) == 0
+    assert everything.buffers >= gathered / 2
+
+
+def test_on_a_cpu_offload_moves_nothing() -> None:
+    here = TrainSpec(zero=3)
+    assert estimate(LLAMA_2_7B, replace(here, offload="all"), 2) == estimate(LLAMA_2_7B, here, 2)
+    assert not any("offload" in fit.changes for fit in fitting(LLAMA_2_7B, here, 2, 60 * GIB))
+
+
+def test_activations_are_computed_again_where_smaller_passes_are_not_enough() -> None:
+    [first, *_] = fitting(LLAMA_2_7B, replace(ON_GPU, zero=3, micro_batch=1, max_length=8192), 8, 40 * GIB)
+    assert first.changes == {"gradient_checkpointing": True}
+    assert first.text("train").startswith("train.gradient_checkpointing true (")
 
 
 def test_nothing_fits_into_nothing() -> None:
@@ -224,16 +269,22 @@ def kept_bytes(made: Any, spec: TrainSpec) -> int:
     """Bytes that autograd holds after a forward pass over packed documents, weights left out."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(made, dtype=getattr(torch, spec.dtype)).train()
-    if spec.method == "lora":
+    if spec.method == "qlora":
+        with TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, spec.dtype), quantization_config=quantization(spec)
+            ).train()
+    if spec.method != "full":
         from peft import LoraConfig, get_peft_model
 
-        places = LoraConfig(
+        adapters = LoraConfig(
             r=spec.lora_rank,
             target_modules="all-linear",
             task_type="CAUSAL_LM",
-            fan_in_fan_out=made.model_type == "gpt2",
+            fan_in_fan_out=made.model_type == "gpt2" and spec.method == "lora",
         )
-        model = get_peft_model(model, places).to(getattr(torch, spec.dtype))
+        model = get_peft_model(model, adapters).to(getattr(torch, spec.dtype))
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
 
