@@ -227,7 +227,9 @@ def test_told_to_end_it_saves_and_goes_on_with_one_worker_to_the_same_losses(
     )
     assert stopped.returncode == 75, stopped.stderr[-3000:]
     before = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert f"goes on from step {before[-1]['step']} of {STEPS}" in stopped.stdout
+    step = before[-1]["step"]  # a quick machine is at the end before it is told
+    said = f"goes on from step {step} of {STEPS}" if step < STEPS else "returns the model at once"
+    assert said in stopped.stdout
     alone = replace(spec, num_workers=1, accumulation=2)
     lines = lines_of(train(alone, run_dir=str(tmp_path), root_uri=str(root)))
     assert lines[: len(before)] == before
