@@ -16,6 +16,7 @@ HEAVY = {"ray", "torch", "transformers", "deepspeed", "pandas", "sqlalchemy", "m
         ("llmray.options, llmray.console, llmray.cluster", set()),
         ("llmray.cli", {"sqlalchemy"}),
         ("llmray.flow.step, llmray.flow.identity, llmray.flow.inputs, llmray.flow.traffic", {"sqlalchemy"}),
+        ("llmray.train.shape, llmray.train.memory, llmray.train.flops", set()),
         ("llmray.train.spec, llmray.train.trainer, llmray.train.packing, llmray.train.cursor", {"pandas"}),
     ],
 )
