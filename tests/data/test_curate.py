@@ -151,6 +151,7 @@ def test_the_same_bytes_whatever_the_order_and_the_pieces(
     context = DataContext.get_current().copy()
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(cpu=1)
     monkeypatch.setattr(module, "NAMES_ALONE", 500)
+    monkeypatch.setattr(module, "CHUNKS_ALONE", 1)
     with DataContext.current(context):
         other = files_of(run(sources[::-1], root_uri=str(tmp_path / "other"), chunk_bytes=3000))
     assert ray.cluster_resources()["CPU"] >= 2
@@ -250,12 +251,14 @@ def test_nothing_to_curate(
     assert list((llmray_home / "work").iterdir()) == []
 
 
-@pytest.mark.parametrize("chunk_bytes", [1 << 20, 300])
+@pytest.mark.parametrize("chunks_alone", [128, 1])
 def test_what_a_worker_cannot_read_is_said_in_its_words_and_no_work_is_left(
-    ray_cluster: None, sources: list[str], llmray_home: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+    ray_cluster: None, sources: list[str], llmray_home: Path, monkeypatch: pytest.MonkeyPatch, chunks_alone: int
 ) -> None:
+    """By plain tasks, and by a stream of Ray Data."""
     from llmray.data import curate as module
 
+    monkeypatch.setattr(module, "CHUNKS_ALONE", chunks_alone)
     there = module.chunks
 
     def with_one_gone(uri: str, name: str, **given: Any) -> list[Chunk]:
@@ -264,7 +267,7 @@ def test_what_a_worker_cannot_read_is_said_in_its_words_and_no_work_is_left(
 
     monkeypatch.setattr(module, "chunks", with_one_gone)
     with pytest.raises(NotFoundError) as raised:
-        run(sources[:1], chunk_bytes=chunk_bytes)
+        run(sources[:1], chunk_bytes=300)
     assert str(raised.value) == f"{sources[0]}.gone.jsonl does not exist"
     assert list((llmray_home / "work").iterdir()) == []
 
