@@ -1,13 +1,10 @@
 """The loop on one process without Ray: what it learns, and that documents in one block do not see one another."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from apart import run_apart
 from tiny_training import base, snapshot
 
 from llmray.artifact import Artifact
@@ -23,18 +20,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(scope="module")
 def runs(data: Artifact, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    here = Path(__file__).parent
-    command = [sys.executable, "-W", "error::UserWarning:llmray.train.loop", str(here / "alone.py"), data.uri]
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    done = subprocess.run(
-        [*command, str(tmp_path_factory.mktemp("runs"))],
-        env={**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    options = ["-W", "error::UserWarning:llmray.train.loop"]
+    folder = tmp_path_factory.mktemp("runs")
+    result: dict[str, Any] = run_apart("alone.py", data.uri, str(folder), options=options)
     return result
 
 

@@ -1,9 +1,6 @@
 """The memory estimate: against DeepSpeed's own, against what autograd keeps, and against real runs."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from apart import run_apart
 from hypothesis import given
 from hypothesis import strategies as st
 from shapes import config
@@ -91,19 +89,8 @@ SIZES = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1536, "num
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     root = tmp_path_factory.mktemp("memory")
     data = snapshot(root, count=40)
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(Path(__file__).with_name("memory_alone.py")),
-            *(data.uri, str(root), json.dumps({"sizes": SIZES, "runs": RUNS, "with_holes": ["holes"]})),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    wanted = json.dumps({"sizes": SIZES, "runs": RUNS, "with_holes": ["holes"]})
+    result: dict[str, int] = run_apart("memory_alone.py", data.uri, str(root), wanted)
     return result
 
 

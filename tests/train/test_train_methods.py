@@ -1,14 +1,11 @@
 """Methods, ZeRO stages and places of training, without Ray: one loss, and a model that says what was trained."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from apart import run_apart
 from tiny_training import snapshot
 from torch.nn.functional import kl_div, log_softmax
 
@@ -29,18 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def results(group: str, data: Artifact, folder: Path) -> dict[str, Any]:
-    here = Path(__file__).parent
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    path = [str(here.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    done = subprocess.run(
-        [sys.executable, str(here / "methods_alone.py"), group, data.uri, str(folder)],
-        env={**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    made: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    made: dict[str, Any] = run_apart("methods_alone.py", group, data.uri, str(folder))
     return made
 
 

@@ -1,13 +1,10 @@
 """A run that goes on with other workers or another ZeRO stage takes the same blocks to the same losses."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from apart import run_apart
 from tiny_training import snapshot
 
 pytestmark = pytest.mark.slow
@@ -23,19 +20,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    here = Path(__file__).parent
     data = snapshot(tmp_path_factory.mktemp("data"))
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    path = [str(here.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    done = subprocess.run(
-        [sys.executable, str(here / "resuming_alone.py"), data.uri, str(folder)],
-        env={**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = run_apart("resuming_alone.py", data.uri, str(folder))
     return result
 
 
