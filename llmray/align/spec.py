@@ -50,3 +50,7 @@ class AlignSpec(ModelRun):
         self._check_not_negative("sft_weight")
         if self.method == "qlora":
             raise ConfigError("align.method qlora is not there: use align.method lora")
+        if self.zero == 3 and self.method == "lora" and self.dtype == "bfloat16" and not self.gpus_per_worker:
+            raise ConfigError(
+                "align.zero 3 with lora in bfloat16 needs a GPU: use align.zero 2, or align.dtype float32"
+            )

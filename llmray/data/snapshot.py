@@ -72,6 +72,7 @@ def write_snapshot(
     *,
     source: str,
     heldout_fraction: float = 0.0,
+    validation_fraction: float = 0.0,
     root_uri: str | None = None,
     parents: Mapping[str, str] | None = None,
     config: Mapping[str, Any] | None = None,
@@ -83,7 +84,8 @@ def write_snapshot(
         records: `{"text"}`, `{"messages"}`, `{"prompt", "chosen", "rejected"}` or `{"question", "answer"}`, with
             `choices` and `group` where they have some.
         source: what the rows come from: `feedback`, `corrections`.
-        heldout_fraction: share of groups held out.
+        heldout_fraction: share of groups held out to judge finished models by.
+        validation_fraction: share of groups held out to watch training by.
         onto: a snapshot whose rows come along, first; a row that both have keeps its old place and split.
 
     Raises:
@@ -95,7 +97,7 @@ def write_snapshot(
             rows.append(parse_row(record))
         except RowError as error:
             raise InputError(f"record {number} of {source} is no row: {error}") from error
-    table = _table(rows, source, heldout_fraction)
+    table = _table(rows, source, heldout_fraction, validation_fraction)
     parents = dict(parents or {})
     if onto is not None:
         old = load_rows(onto)
@@ -113,7 +115,7 @@ def write_snapshot(
         return draft.seal(parents=parents, config={"source": source, **(config or {})}, report={"rows": counts})
 
 
-def _table(rows: Sequence[Row], source: str, heldout_fraction: float) -> pa.Table:
+def _table(rows: Sequence[Row], source: str, heldout_fraction: float, validation_fraction: float) -> pa.Table:
     """Snapshot rows by id, each once: the first record of several keeps its number."""
     numbers: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
@@ -123,7 +125,10 @@ def _table(rows: Sequence[Row], source: str, heldout_fraction: float) -> pa.Tabl
         **content_columns(chosen),
         "id": pa.array([row.id for row in chosen], pa.string()),
         "shape": pa.array([row.shape for row in chosen], pa.string()),
-        "split": pa.array([outputs.split_of(row.group or row.id, heldout_fraction) for row in chosen], pa.string()),
+        "split": pa.array(
+            [outputs.split_of(row.group or row.id, heldout_fraction, validation_fraction) for row in chosen],
+            pa.string(),
+        ),
         "source": pa.array([source] * len(chosen), pa.string()),
         "row": pa.array([number for _, number in sorted(numbers.items())], pa.int64()),
     }

@@ -102,11 +102,6 @@ class ModelRun:
         self._check_not_negative("gpus_per_worker", "clip_norm", "divergence_sigmas")
         if self.zero not in {0, 1, 2, 3}:
             raise ConfigError(f"{self.option}.zero ({self.zero}) must be 0, 1, 2 or 3")
-        if self.zero == 3 and self.method == "lora" and self.dtype == "bfloat16" and not self.gpus_per_worker:
-            raise ConfigError(
-                f"{self.option}.zero 3 with lora in bfloat16 needs a GPU: use {self.option}.zero 2, or "
-                f"{self.option}.dtype float32"
-            )
         if self.offload != "none" and self.zero == 0:
             raise ConfigError(
                 f"{self.option}.offload {self.offload} needs an optimizer that DeepSpeed shards: use {self.option}.zero 1 "

@@ -43,12 +43,13 @@ def test_the_same_records_in_another_order_are_the_same_snapshot() -> None:
 
 def test_rows_of_a_group_share_a_side() -> None:
     records = [{"text": f"row {number}", "group": f"g{number % 10}"} for number in range(300)]
-    table = load_rows(write_snapshot(records, source="s", heldout_fraction=0.5).uri)
+    written = write_snapshot(records, source="s", heldout_fraction=0.4, validation_fraction=0.2)
+    table = load_rows(written.uri)
     sides: dict[str, set[str]] = {}
     for row in table.to_pylist():
         sides.setdefault(row["group"], set()).add(row["split"])
     assert all(len(side) == 1 for side in sides.values())
-    assert {side for one in sides.values() for side in one} == {"train", "heldout"}
+    assert {side for one in sides.values() for side in one} == {"train", "validation", "heldout"}
 
 
 def test_onto_keeps_old_rows_and_names_the_parent() -> None:

@@ -37,7 +37,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"divergence_steps": 0}, r"train\.divergence_steps \(0\) must be above zero"),
     ({"keep_checkpoints": 0}, r"train\.keep_checkpoints"),
     ({"objective": "pretrain", "method": "lora"}, r"use train\.method full"),
-    ({"zero": 3, "method": "lora", "dtype": "bfloat16"}, r"use train\.zero 2, or train\.dtype float32"),
     ({"objective": "dpo"}, r"train\.objective \('dpo'\) must be one of sft, pretrain"),
     ({"method": "dora"}, r"train\.method \('dora'\) must be one of full, lora, qlora"),
     ({"objective": "pretrain", "method": "qlora"}, r"use train\.method full"),
@@ -53,11 +52,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_a_bad_value_names_its_option_and_the_fix(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainSpec(**options)
-
-
-def test_lora_in_bfloat16_under_zero_3_is_fine_on_a_gpu() -> None:
-    spec = TrainSpec(zero=3, method="lora", dtype="bfloat16", gpus_per_worker=1.0)
-    assert spec.zero == 3
 
 
 def test_a_global_batch_is_all_workers_and_passes() -> None:
