@@ -151,7 +151,10 @@ def _rank(
 ) -> None:
     rank, world_size = place
     try:
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0")
+        os.environ.update(
+            RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world_size),
+            MASTER_ADDR="127.0.0.1", MASTER_PORT="0",
+        )  # fmt: skip
         import torch
 
         torch.set_num_threads(1)
