@@ -24,6 +24,7 @@ from llmray.train.model_run import ModelRun
 from llmray.train.quantized import as_computed_with, keep_packing, quantization
 from llmray.train.shape import Shape, shape_of
 from llmray.train.spec import TrainSpec
+from llmray.train.template import use_template
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,9 +59,11 @@ def join_process_group(place: Place) -> None:
     )
 
 
-def load_tokenizer(uri: str) -> Any:
-    """The tokenizer of a model folder or hub id."""
-    return AutoTokenizer.from_pretrained(_source(uri))
+def load_tokenizer(uri: str, template: str = "") -> Any:
+    """The tokenizer of a model folder or hub id, with the chat template of that name or its own."""
+    tokenizer = AutoTokenizer.from_pretrained(_source(uri))
+    use_template(tokenizer, template)
+    return tokenizer
 
 
 def load_shape(uri: str) -> Shape:

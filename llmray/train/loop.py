@@ -117,7 +117,7 @@ def run(
     shape = load_shape(spec.model)
     room = least_of_ranks(room_bytes(place.device, ranks_on_node=place.ranks_on_node), place)
     foreseen = check(shape, spec, place.world_size, int(room))
-    tokenizer = load_tokenizer(spec.model)
+    tokenizer = load_tokenizer(spec.model, spec.template)
     data = train_blocks(spec, tokenizer)
     heldout = heldout_blocks(spec, tokenizer)
     seconds["data"] = next(lap)

@@ -10,11 +10,17 @@ sees another. Padding is a document of its own whose labels are ignored. Rejecte
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from llmray.errors import InputError
+
 IGNORED = -100
 """Label of a token that is not trained (PyTorch's ignore_index)."""
+
+TooLong = Literal["truncate", "split", "refuse"]
+"""What becomes of an example that is longer than a block; see `fit`."""
 
 Row = int | str
 """How a person finds a row again: its number, behind its source's name where a snapshot has several."""
@@ -47,6 +53,44 @@ class Block:
     """Rows of the snapshot that lie in it, one for each document, in their order."""
 
 
+def fit(
+    examples: Sequence[Example], *, max_length: int, too_long: TooLong
+) -> tuple[list[list[Example]], dict[str, int]]:
+    """Each example in pieces of at most `max_length` tokens, and how many were cut, split, or left without a target.
+
+    Truncated, an example loses its end. Split, it becomes windows with their masks as they were, each of which begins
+    with the last token of the one before: only so has the first target of a window a token to be predicted from, and
+    every target stays, once. Pieces without a target are left out.
+
+    Raises:
+        InputError: one is too long, and `too_long` is refuse.
+    """
+    longest = max(examples, key=lambda example: len(example.input_ids), default=None)
+    if too_long == "refuse" and longest is not None and len(longest.input_ids) > max_length:
+        raise InputError(
+            f"row {longest.row} has {len(longest.input_ids)} tokens, more than train.max_length ({max_length}): raise "
+            f"that, or choose train.too_long truncate or split"
+        )
+    counts = {"rows": len(examples), "truncated": 0, "split": 0, "untrainable": 0}
+    fitting = []
+    for example in examples:
+        long = len(example.input_ids) > max_length
+        counts["truncated"] += long and too_long == "truncate"
+        counts["split"] += long and too_long == "split"
+        starts = range(0, max(1, len(example.input_ids) - 1), max_length - 1) if too_long == "split" else [0]
+        pieces = [
+            Example(
+                input_ids=example.input_ids[start : start + max_length],
+                trained=example.trained[start : start + max_length],
+                row=example.row,
+            )
+            for start in starts
+        ]
+        fitting.append([piece for piece in pieces if any(piece.trained[1:])])
+        counts["untrainable"] += not fitting[-1]
+    return fitting, counts
+
+
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Group items so that no group's lengths add up to more than `capacity`.
 
@@ -73,7 +117,31 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 def pack(examples: Sequence[Example], *, max_length: int, pad_id: int) -> list[Block]:
     """Blocks of `max_length` tokens that hold every example once; none of them may be longer."""
     groups = best_fit([len(example.input_ids) for example in examples], max_length)
-    return [_block([examples[index] for index in group], max_length=max_length, pad_id=pad_id) for group in groups]
+    return [block_of([examples[index] for index in group], max_length=max_length, pad_id=pad_id) for group in groups]
+
+
+def block_of(examples: Sequence[Example], *, max_length: int, pad_id: int) -> Block:
+    """The block in which these examples lie, in this order."""
+    input_ids = np.full(max_length, pad_id, dtype=np.int64)
+    labels = np.full(max_length, IGNORED, dtype=np.int64)
+    position_ids = np.zeros(max_length, dtype=np.int64)
+    at = 0
+    for example in examples:
+        ids, trained = np.asarray(example.input_ids, dtype=np.int64), np.asarray(example.trained, dtype=bool)
+        end = at + len(ids)
+        input_ids[at:end] = ids
+        labels[at : end - 1] = np.where(trained[1:], ids[1:], IGNORED)
+        position_ids[at:end] = np.arange(len(ids))
+        at = end
+    position_ids[at:] = np.arange(max_length - at)
+    return Block(
+        input_ids=input_ids,
+        labels=labels,
+        position_ids=position_ids,
+        num_targets=int((labels != IGNORED).sum()),
+        num_tokens=at,
+        rows=tuple(example.row for example in examples),
+    )
 
 
 def documents(block: Block) -> list[Block]:
@@ -96,26 +164,3 @@ def documents(block: Block) -> list[Block]:
 def efficiency(blocks: Sequence[Block], max_length: int) -> float:
     """Share of the blocks' tokens that are not padding."""
     return sum(block.num_tokens for block in blocks) / max(1, len(blocks) * max_length)
-
-
-def _block(examples: Sequence[Example], *, max_length: int, pad_id: int) -> Block:
-    input_ids = np.full(max_length, pad_id, dtype=np.int64)
-    labels = np.full(max_length, IGNORED, dtype=np.int64)
-    position_ids = np.zeros(max_length, dtype=np.int64)
-    at = 0
-    for example in examples:
-        ids, trained = np.asarray(example.input_ids, dtype=np.int64), np.asarray(example.trained, dtype=bool)
-        end = at + len(ids)
-        input_ids[at:end] = ids
-        labels[at : end - 1] = np.where(trained[1:], ids[1:], IGNORED)
-        position_ids[at:end] = np.arange(len(ids))
-        at = end
-    position_ids[at:] = np.arange(max_length - at)
-    return Block(
-        input_ids=input_ids,
-        labels=labels,
-        position_ids=position_ids,
-        num_targets=int((labels != IGNORED).sum()),
-        num_tokens=at,
-        rows=tuple(example.row for example in examples),
-    )

@@ -77,7 +77,8 @@ def losses(job: tuple[TrainSpec]) -> dict[str, float]:
     words = load_tokenizer(spec.model)
     model = load_model(spec, words)
     rows = read_rows(spec.data, shape="messages", split="train")
-    examples, _ = conversations(words, rows, max_length=spec.max_length)
+    by_row, _ = conversations(words, rows, max_length=spec.max_length)
+    examples = [example for those in by_row for example in those]
     packed = pack(examples, max_length=spec.max_length, pad_id=words.pad_token_id)
     apart = [pack([one], max_length=spec.max_length, pad_id=words.pad_token_id)[0] for one in examples]
     running_on = [replace(block, position_ids=np.arange(spec.max_length)) for block in packed]
