@@ -5,7 +5,6 @@ the sum over trained tokens divided by the trained tokens of the whole global ba
 steps), which every rank knows beforehand; averaging averages instead weighs a token by how empty its micro-batch was.
 Dice (dropout) are thrown anew at each step from (seed, step, rank): ranks differ, and a resumed run throws the same.
 A step that diverged (`divergence.py`) was not taken, so the weights can still tell which row it came from.
-Legend: B micro-batch, T block length.
 """
 
 import math
@@ -18,7 +17,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.functional import cross_entropy
 
 from llmray.train import checkpoint
 from llmray.train.blocks import heldout_blocks, train_blocks
@@ -42,9 +40,10 @@ from llmray.train.engine import (
     zero3_loading,
 )
 from llmray.train.flops import flops_per_token, mfu, peak_flops_per_s
+from llmray.train.forward import check_walls, token_losses
 from llmray.train.memory import check, peak_bytes, room_bytes
 from llmray.train.meter import Meter, laps
-from llmray.train.packing import IGNORED, Block, documents
+from llmray.train.packing import Block, documents
 from llmray.train.schedule import learning_rate
 from llmray.train.spec import TrainSpec
 
@@ -107,6 +106,7 @@ def run(
 
     Raises:
         ConfigError: it would not fit into the memory of its device; the message says what would.
+        InputError: the data or the model cannot be used.
         DivergedError: the loss, its gradient or the weights became NaN or infinite, or the loss stayed too high.
     """
     lap = laps(clock)
@@ -126,6 +126,7 @@ def run(
         engine = make_engine(load_model(spec, tokenizer), spec)
     if resume_from is not None:
         checkpoint.restore(resume_from, engine, spec, place, scratch=export_to.with_name("resharding"))
+    check_walls(engine, model=spec.model, vocabulary=shape.vocabulary, device=place.device)
     seconds["engine"] = next(lap)
     job = _Job(
         engine=engine,
@@ -274,7 +275,7 @@ def _step(job: _Job, batch: list[int], lr: float) -> _Taken:
         group["lr"] = lr
     for indices in share(batch, rank=place.rank, num_workers=place.world_size, micro_batch=spec.micro_batch):
         blocks = [job.blocks[index] for index in indices]
-        loss = _loss_sum(engine, blocks, place.device)
+        loss = token_losses(engine, blocks, place.device).sum()
         micro_batches.append((indices, float(loss.detach())))
         total += micro_batches[-1][1]
         engine.backward(loss * scale)
@@ -335,25 +336,6 @@ def _blame(job: _Job, taken: _Taken, verdict: Diverged) -> Blame:
     return found if found.found else all_rows
 
 
-def _loss_sum(engine: Any, blocks: Sequence[Block], device: str) -> torch.Tensor:
-    """Summed negative log-likelihood of the targets in a micro-batch, float32."""
-
-    def stack(arrays: list[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(arrays)).to(device)
-
-    labels_BT = stack([block.labels for block in blocks])
-    # No attention mask and no cache: with these, restarting positions keep documents apart; see packing.py.
-    output = engine(
-        input_ids=stack([block.input_ids for block in blocks]),
-        position_ids=stack([block.position_ids for block in blocks]),
-        attention_mask=None,
-        use_cache=False,
-    )
-    return cross_entropy(
-        output.logits.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-
-
 def _heldout_loss(job: _Job) -> float:
     """Mean loss per trained token over the held-out blocks, the same on every rank; NaN where there are none.
 
@@ -369,7 +351,7 @@ def _heldout_loss(job: _Job) -> float:
         for at in range(0, len(job.heldout), stride):
             start = at + job.place.rank * size
             part = job.heldout[start : start + size]
-            loss = _loss_sum(job.engine, part or job.heldout[:1], job.place.device)
+            loss = token_losses(job.engine, part or job.heldout[:1], job.place.device).sum()
             if part:
                 totals += torch.tensor([float(loss), sum(block.num_targets for block in part)])
     job.engine.train()

@@ -22,6 +22,7 @@ from llmray.train import loop
 from llmray.train.blocks import read_rows, train_blocks
 from llmray.train.divergence import DivergedError
 from llmray.train.engine import Place, load_model, load_tokenizer
+from llmray.train.forward import token_losses
 from llmray.train.packing import pack
 from llmray.train.spec import TrainSpec
 from llmray.train.template import conversations
@@ -88,7 +89,7 @@ def losses(job: tuple[TrainSpec]) -> dict[str, float]:
             "rows": len(apart),
             "targets": sum(block.num_targets for block in packed),
             **{
-                name: sum(float(loop._loss_sum(model, [block], "cpu")) for block in blocks)
+                name: sum(float(token_losses(model, [block], "cpu").sum()) for block in blocks)
                 for name, blocks in (("packed", packed), ("apart", apart), ("running_on", running_on))
             },
         }
