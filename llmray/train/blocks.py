@@ -17,7 +17,7 @@ import pyarrow.dataset as pads
 from llmray import storage
 from llmray.errors import InputError
 from llmray.train.packed import EXAMPLES, PackedBlocks, blocks_table, examples_table, pack_table
-from llmray.train.packing import Block, Row
+from llmray.train.packing import Row
 from llmray.train.spec import TrainSpec
 from llmray.train.template import conversations, texts
 
@@ -30,7 +30,7 @@ _ROWS_AT_ONCE = 512
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Blocks:
-    blocks: Sequence[Block]
+    blocks: PackedBlocks
     counts: dict[str, float]
     """Rows read, cut, split or left out, and packing efficiency."""
 
@@ -99,14 +99,14 @@ def train_blocks(spec: TrainSpec, tokenizer: Any) -> Blocks:
     )  # fmt: skip
 
 
-def heldout_blocks(spec: TrainSpec, tokenizer: Any) -> list[Block]:
+def heldout_blocks(spec: TrainSpec, tokenizer: Any) -> PackedBlocks:
     """The first `spec.eval_rows` held-out rows of the objective's shape, packed; none if there are none."""
-    if not spec.eval_rows:
-        return []
     shape, _ = shapes(spec)
-    rows = rows_of(spec.data, shape=shape, split="validation", limit=spec.eval_rows)
-    examples = tokenize(rows, spec, tokenizer, shape).examples
-    return list(_packed(spec, examples, pack_table(examples, max_length=spec.max_length), pad_id_of(tokenizer)))
+    examples = EXAMPLES.empty_table()
+    if spec.eval_rows:
+        rows = rows_of(spec.data, shape=shape, split="validation", limit=spec.eval_rows)
+        examples = tokenize(rows, spec, tokenizer, shape).examples
+    return _packed(spec, examples, pack_table(examples, max_length=spec.max_length), pad_id_of(tokenizer))
 
 
 def tokenize(rows: pa.Table, spec: TrainSpec, tokenizer: Any, shape: Shape) -> Tokenized:

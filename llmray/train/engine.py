@@ -6,25 +6,26 @@ Needs torch; a file of workers, never imported at the top of anything a driver l
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from torch.nn.utils import clip_grad_norm_
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmray import storage
-from llmray.errors import InputError
+from llmray.errors import InputError, LLMRayError
 from llmray.train.model_run import ModelRun
 from llmray.train.quantized import as_computed_with, keep_packing, quantization
 from llmray.train.shape import Shape, shape_of
 from llmray.train.spec import TrainSpec
-from llmray.train.template import use_template
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,13 +58,6 @@ def join_process_group(place: Place) -> None:
         rank=place.rank,
         world_size=place.world_size,
     )
-
-
-def load_tokenizer(uri: str, template: str = "") -> Any:
-    """The tokenizer of a model folder or hub id, with the chat template of that name or its own."""
-    tokenizer = AutoTokenizer.from_pretrained(_source(uri))
-    use_template(tokenizer, template)
-    return tokenizer
 
 
 def load_shape(uri: str) -> Shape:
@@ -188,6 +182,22 @@ def sum_over_ranks(values: torch.Tensor, place: Place) -> None:
         there = values.to(place.device)
         dist.all_reduce(there)
         values.copy_(there)
+
+
+def from_first_rank(make: Callable[[], T], place: Place) -> T:
+    """What rank 0 makes while the others wait; what a user must mend is raised on every rank."""
+    made: list[Any] = [None]
+    if place.rank == 0:
+        try:
+            made = [make()]
+        except LLMRayError as error:
+            made = [error]
+    if place.world_size > 1:
+        dist.broadcast_object_list(made, src=0, device=torch.device(place.device))
+    if isinstance(made[0], LLMRayError):
+        raise made[0]
+    result: T = made[0]
+    return result
 
 
 def least_of_ranks(value: float, place: Place) -> float:

@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 
 from llmray.train import checkpoint
-from llmray.train.blocks import heldout_blocks, train_blocks
 from llmray.train.checkpoint import Progress
 from llmray.train.culprits import blame, rows_of_batch, sound_documents
 from llmray.train.cursor import Cursor, share
@@ -28,12 +27,12 @@ from llmray.train.engine import (
     Place,
     any_rank,
     export,
+    from_first_rank,
     gather_weights,
     join_process_group,
     least_of_ranks,
     load_model,
     load_shape,
-    load_tokenizer,
     make_engine,
     sum_over_ranks,
     weights_are_lost,
@@ -44,8 +43,10 @@ from llmray.train.forward import check_walls, token_losses
 from llmray.train.memory import check, peak_bytes, room_bytes
 from llmray.train.meter import Meter, laps
 from llmray.train.packing import Block, documents
+from llmray.train.prepared import build, open_prepared, prepare
 from llmray.train.schedule import learning_rate
 from llmray.train.spec import TrainSpec
+from llmray.train.template import load_tokenizer
 
 
 class Hooks(Protocol):
@@ -92,6 +93,7 @@ def run(
     *,
     resume_from: Path | None,
     export_to: Path,
+    keep_data_in: Path | None = None,
     deadline: float | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Outcome:
@@ -102,6 +104,7 @@ def run(
     Args:
         resume_from: folder of a checkpoint of the same run, whatever the number of its workers.
         export_to: beside it, a folder `resharding` comes and goes where their number is another.
+        keep_data_in: a folder that every rank sees, for the data to be made once and found again; None keeps it in memory.
         deadline: reading of rank 0's clock after which no further step begins.
 
     Raises:
@@ -118,8 +121,10 @@ def run(
     room = least_of_ranks(room_bytes(place.device, ranks_on_node=place.ranks_on_node), place)
     foreseen = check(shape, spec, place.world_size, int(room))
     tokenizer = load_tokenizer(spec.model, spec.template)
-    data = train_blocks(spec, tokenizer)
-    heldout = heldout_blocks(spec, tokenizer)
+    if keep_data_in is None:
+        data = build(spec, tokenizer)
+    else:
+        data = open_prepared(from_first_rank(lambda: prepare(spec, tokenizer, keep_data_in), place))
     seconds["data"] = next(lap)
     progress = Progress() if resume_from is None else checkpoint.read_progress(resume_from, spec)
     with zero3_loading(spec):
@@ -132,8 +137,8 @@ def run(
         engine=engine,
         spec=spec,
         place=place,
-        blocks=data.blocks,
-        heldout=heldout,
+        blocks=data.train,
+        heldout=data.heldout,
         limits=Limits(guess=math.log(len(tokenizer)), sigmas=spec.divergence_sigmas, steps=spec.divergence_steps),
         flops_per_token=flops_per_token(shape, spec),
         peak_flops_per_s=None if place.device == "cpu" else peak_flops_per_s(torch.cuda.get_device_name(place.device)),

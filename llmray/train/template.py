@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from llmray import storage
 from llmray.errors import InputError
 from llmray.train.named_templates import NAMED
 from llmray.train.packing import Example, Row, TooLong, fit
@@ -18,6 +19,15 @@ from llmray.train.packing import Example, Row, TooLong, fit
 Message = Mapping[str, str]
 
 _ROUNDS = ("user", "assistant") * 2
+
+
+def load_tokenizer(uri: str, template: str = "") -> Any:
+    """The tokenizer of a model folder or hub id, with the chat template of that name or its own."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(storage.local_copy(uri)) if storage.exists(uri) else uri)
+    use_template(tokenizer, template)
+    return tokenizer
 
 
 def use_template(tokenizer: Any, name: str) -> None:

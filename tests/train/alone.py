@@ -21,11 +21,11 @@ from llmray.errors import ConfigError
 from llmray.train import loop
 from llmray.train.blocks import read_rows, train_blocks
 from llmray.train.divergence import DivergedError
-from llmray.train.engine import Place, load_model, load_tokenizer
+from llmray.train.engine import Place, load_model
 from llmray.train.forward import token_losses
 from llmray.train.packing import pack
 from llmray.train.spec import TrainSpec
-from llmray.train.template import conversations
+from llmray.train.template import conversations, load_tokenizer
 
 ODD = "Ω"
 """Its first byte is in one row of the data alone."""

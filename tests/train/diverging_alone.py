@@ -22,8 +22,9 @@ from trouble import Trouble
 from llmray import artifact
 from llmray.train import loop
 from llmray.train.divergence import DivergedError
-from llmray.train.engine import Place, load_tokenizer
+from llmray.train.engine import Place
 from llmray.train.spec import TrainSpec
+from llmray.train.template import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ from diverging_alone import Job, run
 from trouble import Trouble
 
 from llmray.train.base_model import BaseModelSpec, make_base
-from llmray.train.engine import load_tokenizer
 from llmray.train.model_run import Method
 from llmray.train.spec import TrainSpec
+from llmray.train.template import load_tokenizer
 
 for name in ("deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.zero.stage3", "peft", "bitsandbytes"):
     importlib.import_module(name)  # once, not in each process
