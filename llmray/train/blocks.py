@@ -57,11 +57,21 @@ def rows_of(data_uri: str, *, shape: Shape, split: str, limit: int | None = None
         limit: how many at most; None for all.
     """
     data = pads.dataset(kept_folder(data_uri), format="parquet")
-    wanted = (pc.field("shape") == shape) & (pc.field("split") == split)
+    rows = wanted(shape, split)
     if limit is not None:
-        ids = sorted(data.to_table(columns=["id"], filter=wanted)["id"].to_pylist())
-        wanted &= pc.field("id").isin(pa.array(ids[:limit], pa.string()))
-    return data.to_table(columns=["id", "source", "row", shape], filter=wanted).sort_by("id")
+        ids = sorted(data.to_table(columns=["id"], filter=rows)["id"].to_pylist())
+        rows &= pc.field("id").isin(pa.array(ids[:limit], pa.string()))
+    return data.to_table(columns=columns_of(shape), filter=rows).sort_by("id")
+
+
+def wanted(shape: Shape, split: str) -> pc.Expression:
+    """What the rows of a shape and split have in common."""
+    return (pc.field("shape") == shape) & (pc.field("split") == split)
+
+
+def columns_of(shape: Shape) -> list[str]:
+    """What is read of them."""
+    return ["id", "source", "row", shape]
 
 
 def kept_folder(data_uri: str) -> str:
