@@ -80,6 +80,7 @@ def run_rank(job: Job, folder: Path, rank: int, answers: "SimpleQueue[tuple[int,
             hooks,
             resume_from=job.resume_from,
             export_to=folder / "export",
+            keep_data_in=folder if world_size > 1 else None,
             deadline=job.deadline,
         )
         answer = {"outcome": asdict(outcome)}

@@ -53,7 +53,7 @@ def heldout(run: dict[str, Any]) -> list[float]:
 @pytest.mark.parametrize(
     "name",
     [
-        *(f"{method}_zero{zero}" for method in ("full", "lora", "qlora") for zero in (1, 2, 3)),
+        *(f"{of}_zero{zero}" for of in ("full", "lora", "qlora", "Qwen3", "GPTNeoX") for zero in (1, 2, 3)),
         *("full_zero3_by_two", "qlora_zero3_by_two"),
     ],
 )
