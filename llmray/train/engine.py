@@ -92,9 +92,10 @@ def load_whole(spec: ModelRun, tokenizer: Any, *, option: str) -> Any:
     if spec.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     config = model.config.get_text_config()
-    if len(tokenizer) > config.vocab_size:
+    if (needed := max(tokenizer.get_vocab().values()) + 1) > config.vocab_size:
         raise InputError(
-            f"the tokenizer of {spec.model} has {len(tokenizer)} tokens, its model only {config.vocab_size} embeddings"
+            f"the tokenizer of {spec.model} makes ids for {needed} embeddings, its model has only {config.vocab_size}: give "
+            f"the folder the tokenizer that the model was trained with, or a model with resized embeddings"
         )
     if spec.max_length > getattr(config, "max_position_embeddings", spec.max_length):
         raise InputError(f"{option} ({spec.max_length}) exceeds the model's {config.max_position_embeddings} positions")

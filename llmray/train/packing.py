@@ -10,6 +10,7 @@ sees another. Padding is a document of its own whose labels are ignored. Rejecte
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Literal
 
 import numpy as np
@@ -99,18 +100,25 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """
     assert all(0 < length <= capacity for length in lengths)
     groups: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # (room left, group), sorted
+    by_room: dict[int, list[int]] = {}  # heaps of groups with room left
+    rooms: list[int] = []  # sorted; never more than there are lengths, however many groups
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         length = lengths[index]
-        at = bisect_left(rooms, (length, -1))
+        at = bisect_left(rooms, length)
         if at < len(rooms):
-            room, group = rooms.pop(at)
+            room = rooms[at]
+            group = heappop(by_room[room])
+            if not by_room[room]:
+                del rooms[at], by_room[room]
         else:
             room, group = capacity, len(groups)
             groups.append([])
         groups[group].append(index)
-        if room > length:
-            insort(rooms, (room - length, group))
+        if left := room - length:
+            if left not in by_room:
+                insort(rooms, left)
+                by_room[left] = []
+            heappush(by_room[left], group)
     return groups
 
 
@@ -159,8 +167,3 @@ def documents(block: Block) -> list[Block]:
         )
         for start, end, row in zip(starts, [*starts[1:], block.num_tokens], block.rows, strict=True)
     ]
-
-
-def efficiency(blocks: Sequence[Block], max_length: int) -> float:
-    """Share of the blocks' tokens that are not padding."""
-    return sum(block.num_tokens for block in blocks) / max(1, len(blocks) * max_length)

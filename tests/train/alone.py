@@ -17,7 +17,7 @@ import transformers
 from tiny_training import base
 
 from llmray import artifact
-from llmray.errors import ConfigError
+from llmray.errors import ConfigError, InputError
 from llmray.train import loop
 from llmray.train.blocks import read_rows, train_blocks
 from llmray.train.divergence import DivergedError
@@ -66,7 +66,7 @@ def train(job: tuple[TrainSpec, Path, float | None]) -> dict[str, Any]:
         )
     except DivergedError as error:
         return {"diverged": str(error), "steps": len(hooks.lines)}
-    except ConfigError as error:
+    except (ConfigError, InputError) as error:
         return {"refused": str(error)}
     return {"lines": hooks.lines, "reports": hooks.reports, "outcome": asdict(outcome)}
 
@@ -109,6 +109,16 @@ def poisoned(folder: Path, model: artifact.Artifact) -> str:
     return str(folder)
 
 
+def narrow(folder: Path, words: Any) -> str:
+    """A model with fewer embeddings than its tokenizer has tokens."""
+    config = transformers.LlamaConfig(
+        vocab_size=len(words) - 1, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return str(folder)
+
+
 def odd_token(words: Any) -> int:
     return int(words(ODD)["input_ids"][0])
 
@@ -131,6 +141,7 @@ def main(data_uri: str, root: Path) -> dict[str, Any]:
         "accumulated": (train, (replace(small, micro_batch=1, accumulation=4), root / "accumulated", None)),
         "early": (train, (small, root / "early", 14.0)),
         "too_large": (train, (replace(small, micro_batch=1 << 20), root / "too_large", None)),
+        "narrow": (train, (replace(small, model=narrow(root / "narrow_model", words)), root / "narrow", None)),
         "diverging": (train, (diverging, root / "diverging", None)),
     }
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:

@@ -67,6 +67,11 @@ def test_memory_is_told_and_a_run_that_does_not_fit_is_refused_with_what_would(r
     assert "What fits: train.micro_batch " in refused
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_refused(runs: dict[str, Any]) -> None:
+    assert "embeddings, its model has only" in runs["narrow"]["refused"]
+    assert "the tokenizer that the model was trained with" in runs["narrow"]["refused"]
+
+
 def test_accumulating_over_small_batches_is_one_large_batch(runs: dict[str, Any]) -> None:
     """A token weighs the same however full its micro-batch is."""
     assert step_losses(runs["accumulated"]) == pytest.approx(step_losses(runs["plain"]), abs=1e-5)
