@@ -275,8 +275,18 @@ def export(folder: Path, weights: dict[str, torch.Tensor], spec: ModelRun, token
         model.save_pretrained(folder / "adapter")
         model = model.merge_and_unload().to(dtype)
     model.config.use_cache = True
+    model.generation_config.eos_token_id = _ends(model, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _ends(model: Any, tokenizer: Any) -> Any:
+    """What generation stops at: the stop token that was trained, and what it stopped at before."""
+    before = model.generation_config.eos_token_id
+    known = before if isinstance(before, list) else [before]
+    if tokenizer.eos_token_id in {None, *known}:
+        return before
+    return [tokenizer.eos_token_id, *(token for token in known if token is not None)]
 
 
 def _source(uri: str) -> str:

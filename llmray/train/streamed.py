@@ -107,7 +107,9 @@ def _tokenize_part(part: Mapping[str, Any], spec: TrainSpec, shape: Shape, draft
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a task has one core
     try:
         with parquet.ParquetFile(Path(kept_folder(spec.data)) / part["file"]) as file:
-            rows = file.read_row_groups(list(part["groups"]), columns=["shape", "split", *columns_of(shape)])
+            rows = file.read_row_groups(
+                [int(at) for at in part["groups"]], columns=["shape", "split", *columns_of(shape)]
+            )
         rows = rows.filter(wanted(shape, "train")).select(columns_of(shape))
         made = tokenize(rows, spec, _tokenizer(spec.model, spec.template), shape)
     except InputError as error:

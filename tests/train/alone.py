@@ -119,6 +119,18 @@ def narrow(folder: Path, words: Any) -> str:
     return str(folder)
 
 
+def knowing_chatml(folder: Path, words: Any) -> str:
+    """A model whose tokenizer knows the tokens of a named template and has another stop token."""
+    words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    config = transformers.LlamaConfig(
+        vocab_size=len(words), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        eos_token_id=words.eos_token_id,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return str(folder)
+
+
 def odd_token(words: Any) -> int:
     return int(words(ODD)["input_ids"][0])
 
@@ -135,12 +147,14 @@ def main(data_uri: str, root: Path) -> dict[str, Any]:
     diverging = replace(
         small, model=poisoned(root / "poisoned", model), micro_batch=1, accumulation=len(blocks), max_steps=1
     )
+    chatml = knowing_chatml(root / "chatml_model", load_tokenizer(model.uri))
     runs: dict[str, tuple[Callable[[Any], Any], tuple[Any, ...]]] = {
         "losses": (losses, (small,)),
         "plain": (train, (small, root / "plain", None)),
         "accumulated": (train, (replace(small, micro_batch=1, accumulation=4), root / "accumulated", None)),
         "early": (train, (small, root / "early", 14.0)),
         "too_large": (train, (replace(small, micro_batch=1 << 20), root / "too_large", None)),
+        "chatml": (train, (replace(small, model=chatml, template="chatml", max_steps=1), root / "chatml", None)),
         "narrow": (train, (replace(small, model=narrow(root / "narrow_model", words)), root / "narrow", None)),
         "diverging": (train, (diverging, root / "diverging", None)),
     }
