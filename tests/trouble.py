@@ -19,6 +19,8 @@ class Trouble:
     """Forward passes in training so far."""
 
     def install(self, model: Any) -> Any:
+        if self.nan_gradient_of is None and not self.scale:
+            return model
         inner = model.model
         if self.nan_gradient_of is not None:
             inner.embed_tokens.register_forward_pre_hook(self._look)

@@ -34,10 +34,10 @@ from llmray.train.engine import (
     export,
     gather_weights,
     join_process_group,
-    load_tokenizer,
     load_whole,
 )
 from llmray.train.meter import laps
+from llmray.train.template import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,8 @@ from llmray import artifact
 from llmray.artifact import Artifact
 from llmray.errors import ConfigError, InputError, NotFoundError
 from llmray.train.blocks import read_rows
-from llmray.train.template import CHAT_TEMPLATE, check_template
+from llmray.train.named_templates import NAMED
+from llmray.train.template import check_template
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def make_base(data_uri: str, shape: BaseModelSpec, root_uri: str | None = None) 
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=shape.max_positions
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = NAMED["plain"].jinja
     check_template(tokenizer)
     with artifact.draft("model", root_uri=root_uri) as draft:
         tokenizer.save_pretrained(draft.folder)

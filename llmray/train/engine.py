@@ -6,24 +6,26 @@ Needs torch; a file of workers, never imported at the top of anything a driver l
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from torch.nn.utils import clip_grad_norm_
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmray import storage
-from llmray.errors import InputError
+from llmray.errors import InputError, LLMRayError
 from llmray.train.model_run import ModelRun
 from llmray.train.quantized import as_computed_with, keep_packing, quantization
 from llmray.train.shape import Shape, shape_of
 from llmray.train.spec import TrainSpec
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,11 +60,6 @@ def join_process_group(place: Place) -> None:
     )
 
 
-def load_tokenizer(uri: str) -> Any:
-    """The tokenizer of a model folder or hub id."""
-    return AutoTokenizer.from_pretrained(_source(uri))
-
-
 def load_shape(uri: str) -> Shape:
     """The shape of a model folder or hub id; no weights are read."""
     return shape_of(AutoConfig.from_pretrained(_source(uri)))
@@ -95,9 +92,10 @@ def load_whole(spec: ModelRun, tokenizer: Any, *, option: str) -> Any:
     if spec.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     config = model.config.get_text_config()
-    if len(tokenizer) > config.vocab_size:
+    if (needed := max(tokenizer.get_vocab().values()) + 1) > config.vocab_size:
         raise InputError(
-            f"the tokenizer of {spec.model} has {len(tokenizer)} tokens, its model only {config.vocab_size} embeddings"
+            f"the tokenizer of {spec.model} makes ids for {needed} embeddings, its model has only {config.vocab_size}: give "
+            f"the folder the tokenizer that the model was trained with, or a model with resized embeddings"
         )
     if spec.max_length > getattr(config, "max_position_embeddings", spec.max_length):
         raise InputError(f"{option} ({spec.max_length}) exceeds the model's {config.max_position_embeddings} positions")
@@ -187,6 +185,22 @@ def sum_over_ranks(values: torch.Tensor, place: Place) -> None:
         values.copy_(there)
 
 
+def from_first_rank(make: Callable[[], T], place: Place) -> T:
+    """What rank 0 makes while the others wait; what a user must mend is raised on every rank."""
+    made: list[Any] = [None]
+    if place.rank == 0:
+        try:
+            made = [make()]
+        except LLMRayError as error:
+            made = [error]
+    if place.world_size > 1:
+        dist.broadcast_object_list(made, src=0, device=torch.device(place.device))
+    if isinstance(made[0], LLMRayError):
+        raise made[0]
+    result: T = made[0]
+    return result
+
+
 def least_of_ranks(value: float, place: Place) -> float:
     """The least of what the ranks say; every rank must ask."""
     if place.world_size == 1:
@@ -261,8 +275,18 @@ def export(folder: Path, weights: dict[str, torch.Tensor], spec: ModelRun, token
         model.save_pretrained(folder / "adapter")
         model = model.merge_and_unload().to(dtype)
     model.config.use_cache = True
+    model.generation_config.eos_token_id = _ends(model, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _ends(model: Any, tokenizer: Any) -> Any:
+    """What generation stops at: the stop token that was trained, and what it stopped at before."""
+    before = model.generation_config.eos_token_id
+    known = before if isinstance(before, list) else [before]
+    if tokenizer.eos_token_id in {None, *known}:
+        return before
+    return [tokenizer.eos_token_id, *(token for token in known if token is not None)]
 
 
 def _source(uri: str) -> str:

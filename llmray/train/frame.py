@@ -54,6 +54,8 @@ class Work(Generic[SpecT]):
     """A line of metrics for a person."""
     report: Callable[[Outcome, Path, SpecT], dict[str, Any]]
     """What the manifest reports beside data, cost and time, from the outcome and the run folder."""
+    prepare: Callable[[SpecT, Path], None] | None = None
+    """What the driver does before there are workers, with the run folder."""
     stops: bool = False
     """Whether workers look for the file `STOP`, and say in their outcome at which step the run `resumes_at`."""
 
@@ -121,6 +123,8 @@ def _outcome(
     max_failures: int,
 ) -> Outcome:
     """What the workers bring back; meanwhile their metrics are followed."""
+    if work.prepare is not None:
+        work.prepare(spec, folder)
     with following(
         folder / METRICS,
         on_report=on_report,

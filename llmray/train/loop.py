@@ -5,7 +5,6 @@ the sum over trained tokens divided by the trained tokens of the whole global ba
 steps), which every rank knows beforehand; averaging averages instead weighs a token by how empty its micro-batch was.
 Dice (dropout) are thrown anew at each step from (seed, step, rank): ranks differ, and a resumed run throws the same.
 A step that diverged (`divergence.py`) was not taken, so the weights can still tell which row it came from.
-Legend: B micro-batch, T block length.
 """
 
 import math
@@ -18,10 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.functional import cross_entropy
 
 from llmray.train import checkpoint
-from llmray.train.blocks import heldout_blocks, train_blocks
 from llmray.train.checkpoint import Progress
 from llmray.train.culprits import blame, rows_of_batch, sound_documents
 from llmray.train.cursor import Cursor, share
@@ -30,23 +27,26 @@ from llmray.train.engine import (
     Place,
     any_rank,
     export,
+    from_first_rank,
     gather_weights,
     join_process_group,
     least_of_ranks,
     load_model,
     load_shape,
-    load_tokenizer,
     make_engine,
     sum_over_ranks,
     weights_are_lost,
     zero3_loading,
 )
 from llmray.train.flops import flops_per_token, mfu, peak_flops_per_s
+from llmray.train.forward import check_walls, token_losses
 from llmray.train.memory import check, peak_bytes, room_bytes
 from llmray.train.meter import Meter, laps
-from llmray.train.packing import IGNORED, Block, documents
+from llmray.train.packing import Block, documents
+from llmray.train.prepared import build, open_prepared, prepare
 from llmray.train.schedule import learning_rate
 from llmray.train.spec import TrainSpec
+from llmray.train.template import load_tokenizer
 
 
 class Hooks(Protocol):
@@ -93,6 +93,7 @@ def run(
     *,
     resume_from: Path | None,
     export_to: Path,
+    keep_data_in: Path | None = None,
     deadline: float | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Outcome:
@@ -103,10 +104,12 @@ def run(
     Args:
         resume_from: folder of a checkpoint of the same run, whatever the number of its workers.
         export_to: beside it, a folder `resharding` comes and goes where their number is another.
+        keep_data_in: a folder that every rank sees, for the data to be made once and found again; None keeps it in memory.
         deadline: reading of rank 0's clock after which no further step begins.
 
     Raises:
         ConfigError: it would not fit into the memory of its device; the message says what would.
+        InputError: the data or the model cannot be used.
         DivergedError: the loss, its gradient or the weights became NaN or infinite, or the loss stayed too high.
     """
     lap = laps(clock)
@@ -117,22 +120,25 @@ def run(
     shape = load_shape(spec.model)
     room = least_of_ranks(room_bytes(place.device, ranks_on_node=place.ranks_on_node), place)
     foreseen = check(shape, spec, place.world_size, int(room))
-    tokenizer = load_tokenizer(spec.model)
-    data = train_blocks(spec, tokenizer)
-    heldout = heldout_blocks(spec, tokenizer)
+    tokenizer = load_tokenizer(spec.model, spec.template)
+    if keep_data_in is None:
+        data = build(spec, tokenizer)
+    else:
+        data = open_prepared(from_first_rank(lambda: prepare(spec, tokenizer, keep_data_in), place))
     seconds["data"] = next(lap)
     progress = Progress() if resume_from is None else checkpoint.read_progress(resume_from, spec)
     with zero3_loading(spec):
         engine = make_engine(load_model(spec, tokenizer), spec)
     if resume_from is not None:
         checkpoint.restore(resume_from, engine, spec, place, scratch=export_to.with_name("resharding"))
+    check_walls(engine, model=spec.model, vocabulary=shape.vocabulary, device=place.device)
     seconds["engine"] = next(lap)
     job = _Job(
         engine=engine,
         spec=spec,
         place=place,
-        blocks=data.blocks,
-        heldout=heldout,
+        blocks=data.train,
+        heldout=data.heldout,
         limits=Limits(guess=math.log(len(tokenizer)), sigmas=spec.divergence_sigmas, steps=spec.divergence_steps),
         flops_per_token=flops_per_token(shape, spec),
         peak_flops_per_s=None if place.device == "cpu" else peak_flops_per_s(torch.cuda.get_device_name(place.device)),
@@ -274,7 +280,7 @@ def _step(job: _Job, batch: list[int], lr: float) -> _Taken:
         group["lr"] = lr
     for indices in share(batch, rank=place.rank, num_workers=place.world_size, micro_batch=spec.micro_batch):
         blocks = [job.blocks[index] for index in indices]
-        loss = _loss_sum(engine, blocks, place.device)
+        loss = token_losses(engine, blocks, place.device).sum()
         micro_batches.append((indices, float(loss.detach())))
         total += micro_batches[-1][1]
         engine.backward(loss * scale)
@@ -335,25 +341,6 @@ def _blame(job: _Job, taken: _Taken, verdict: Diverged) -> Blame:
     return found if found.found else all_rows
 
 
-def _loss_sum(engine: Any, blocks: Sequence[Block], device: str) -> torch.Tensor:
-    """Summed negative log-likelihood of the targets in a micro-batch, float32."""
-
-    def stack(arrays: list[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(arrays)).to(device)
-
-    labels_BT = stack([block.labels for block in blocks])
-    # No attention mask and no cache: with these, restarting positions keep documents apart; see packing.py.
-    output = engine(
-        input_ids=stack([block.input_ids for block in blocks]),
-        position_ids=stack([block.position_ids for block in blocks]),
-        attention_mask=None,
-        use_cache=False,
-    )
-    return cross_entropy(
-        output.logits.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-
-
 def _heldout_loss(job: _Job) -> float:
     """Mean loss per trained token over the held-out blocks, the same on every rank; NaN where there are none.
 
@@ -369,7 +356,7 @@ def _heldout_loss(job: _Job) -> float:
         for at in range(0, len(job.heldout), stride):
             start = at + job.place.rank * size
             part = job.heldout[start : start + size]
-            loss = _loss_sum(job.engine, part or job.heldout[:1], job.place.device)
+            loss = token_losses(job.engine, part or job.heldout[:1], job.place.device).sum()
             if part:
                 totals += torch.tensor([float(loss), sum(block.num_targets for block in part)])
     job.engine.train()

@@ -10,11 +10,18 @@ sees another. Padding is a document of its own whose labels are ignored. Rejecte
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Literal
 
 import numpy as np
 
+from llmray.errors import InputError
+
 IGNORED = -100
 """Label of a token that is not trained (PyTorch's ignore_index)."""
+
+TooLong = Literal["truncate", "split", "refuse"]
+"""What becomes of an example that is longer than a block; see `fit`."""
 
 Row = int | str
 """How a person finds a row again: its number, behind its source's name where a snapshot has several."""
@@ -47,6 +54,44 @@ class Block:
     """Rows of the snapshot that lie in it, one for each document, in their order."""
 
 
+def fit(
+    examples: Sequence[Example], *, max_length: int, too_long: TooLong
+) -> tuple[list[list[Example]], dict[str, int]]:
+    """Each example in pieces of at most `max_length` tokens, and how many were cut, split, or left without a target.
+
+    Truncated, an example loses its end. Split, it becomes windows with their masks as they were, each of which begins
+    with the last token of the one before: only so has the first target of a window a token to be predicted from, and
+    every target stays, once. Pieces without a target are left out.
+
+    Raises:
+        InputError: one is too long, and `too_long` is refuse.
+    """
+    longest = max(examples, key=lambda example: len(example.input_ids), default=None)
+    if too_long == "refuse" and longest is not None and len(longest.input_ids) > max_length:
+        raise InputError(
+            f"row {longest.row} has {len(longest.input_ids)} tokens, more than train.max_length ({max_length}): raise "
+            f"that, or choose train.too_long truncate or split"
+        )
+    counts = {"rows": len(examples), "truncated": 0, "split": 0, "untrainable": 0}
+    fitting = []
+    for example in examples:
+        long = len(example.input_ids) > max_length
+        counts["truncated"] += long and too_long == "truncate"
+        counts["split"] += long and too_long == "split"
+        starts = range(0, max(1, len(example.input_ids) - 1), max_length - 1) if too_long == "split" else [0]
+        pieces = [
+            Example(
+                input_ids=example.input_ids[start : start + max_length],
+                trained=example.trained[start : start + max_length],
+                row=example.row,
+            )
+            for start in starts
+        ]
+        fitting.append([piece for piece in pieces if any(piece.trained[1:])])
+        counts["untrainable"] += not fitting[-1]
+    return fitting, counts
+
+
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Group items so that no group's lengths add up to more than `capacity`.
 
@@ -55,50 +100,36 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """
     assert all(0 < length <= capacity for length in lengths)
     groups: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # (room left, group), sorted
+    by_room: dict[int, list[int]] = {}  # heaps of groups with room left
+    rooms: list[int] = []  # sorted; never more than there are lengths, however many groups
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         length = lengths[index]
-        at = bisect_left(rooms, (length, -1))
+        at = bisect_left(rooms, length)
         if at < len(rooms):
-            room, group = rooms.pop(at)
+            room = rooms[at]
+            group = heappop(by_room[room])
+            if not by_room[room]:
+                del rooms[at], by_room[room]
         else:
             room, group = capacity, len(groups)
             groups.append([])
         groups[group].append(index)
-        if room > length:
-            insort(rooms, (room - length, group))
+        if left := room - length:
+            if left not in by_room:
+                insort(rooms, left)
+                by_room[left] = []
+            heappush(by_room[left], group)
     return groups
 
 
 def pack(examples: Sequence[Example], *, max_length: int, pad_id: int) -> list[Block]:
     """Blocks of `max_length` tokens that hold every example once; none of them may be longer."""
     groups = best_fit([len(example.input_ids) for example in examples], max_length)
-    return [_block([examples[index] for index in group], max_length=max_length, pad_id=pad_id) for group in groups]
+    return [block_of([examples[index] for index in group], max_length=max_length, pad_id=pad_id) for group in groups]
 
 
-def documents(block: Block) -> list[Block]:
-    """The documents of a block, each in a block of its own that is as long as the document."""
-    starts = np.flatnonzero(block.position_ids[: block.num_tokens] == 0)
-    assert len(starts) == len(block.rows)
-    return [
-        Block(
-            input_ids=block.input_ids[start:end],
-            labels=block.labels[start:end],
-            position_ids=block.position_ids[start:end],
-            num_targets=int((block.labels[start:end] != IGNORED).sum()),
-            num_tokens=int(end - start),
-            rows=(row,),
-        )
-        for start, end, row in zip(starts, [*starts[1:], block.num_tokens], block.rows, strict=True)
-    ]
-
-
-def efficiency(blocks: Sequence[Block], max_length: int) -> float:
-    """Share of the blocks' tokens that are not padding."""
-    return sum(block.num_tokens for block in blocks) / max(1, len(blocks) * max_length)
-
-
-def _block(examples: Sequence[Example], *, max_length: int, pad_id: int) -> Block:
+def block_of(examples: Sequence[Example], *, max_length: int, pad_id: int) -> Block:
+    """The block in which these examples lie, in this order."""
     input_ids = np.full(max_length, pad_id, dtype=np.int64)
     labels = np.full(max_length, IGNORED, dtype=np.int64)
     position_ids = np.zeros(max_length, dtype=np.int64)
@@ -119,3 +150,20 @@ def _block(examples: Sequence[Example], *, max_length: int, pad_id: int) -> Bloc
         num_tokens=at,
         rows=tuple(example.row for example in examples),
     )
+
+
+def documents(block: Block) -> list[Block]:
+    """The documents of a block, each in a block of its own that is as long as the document."""
+    starts = np.flatnonzero(block.position_ids[: block.num_tokens] == 0)
+    assert len(starts) == len(block.rows)
+    return [
+        Block(
+            input_ids=block.input_ids[start:end],
+            labels=block.labels[start:end],
+            position_ids=block.position_ids[start:end],
+            num_targets=int((block.labels[start:end] != IGNORED).sum()),
+            num_tokens=int(end - start),
+            rows=(row,),
+        )
+        for start, end, row in zip(starts, [*starts[1:], block.num_tokens], block.rows, strict=True)
+    ]

@@ -9,9 +9,11 @@ from typing import ClassVar, Literal
 
 from llmray.errors import ConfigError
 from llmray.train.model_run import BATCH, ModelRun
+from llmray.train.named_templates import NAMED
 
 Objective = Literal["sft", "pretrain"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
+TooLong = Literal["by_shape", "truncate", "split", "refuse"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +25,11 @@ class TrainSpec(ModelRun):
     objective: Objective = "sft"
     """sft: conversations, loss on assistant tokens; pretrain: plain text, loss on every token."""
     max_length: int = 256
-    """Tokens in a packed block; longer texts are split, longer conversations truncated, and counted."""
+    """Tokens in a packed block."""
+    too_long: TooLong = "by_shape"
+    """What becomes of longer rows, which are counted; by_shape: texts are split, conversations truncated."""
+    template: str = ""
+    """Chat template by name: plain, chatml, llama3, gemma; empty for the tokenizer's own."""
     micro_batch: int = field(default=8, metadata=BATCH)
     """Blocks in one forward pass of one worker."""
     schedule: Schedule = "cosine"
@@ -45,6 +51,15 @@ class TrainSpec(ModelRun):
         ModelRun.__post_init__(self)
         self._check_choice("objective", Objective)
         self._check_choice("schedule", Schedule)
+        self._check_choice("too_long", TooLong)
+        if self.template and self.template not in NAMED:
+            raise ConfigError(
+                f"train.template ({self.template!r}) must be one of {', '.join(NAMED)}, or empty for the tokenizer's own"
+            )
+        if self.max_length < 2:
+            raise ConfigError(
+                f"train.max_length ({self.max_length}) must be 2 or more: a token is predicted from another"
+            )
         self._check_not_negative("weight_decay", "eval_rows", "eval_every")
         if not 0 < self.beta2 < 1:
             raise ConfigError(f"train.beta2 ({self.beta2}) must lie between 0 and 1: try 0.95")

@@ -20,6 +20,7 @@ from llmray.train import frame
 from llmray.train.checkpoint import steps_done
 from llmray.train.run_folder import EXPORT, GROUP, METRICS, STOP, Line, OnReport, finite, reopen_metrics, too_high
 from llmray.train.spec import TrainSpec
+from llmray.train.streamed import prepare_if_large
 
 if TYPE_CHECKING:
     from llmray.train.engine import Place
@@ -135,7 +136,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any] | LLMRayError:
     return frame.in_worker(config, TrainSpec, _train)
 
 
-WORK = frame.Work(worker=_worker, describe=progress_text, report=_report, stops=True)
+WORK = frame.Work(worker=_worker, describe=progress_text, report=_report, prepare=prepare_if_large, stops=True)
 
 
 def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None) -> "Outcome":
@@ -147,7 +148,15 @@ def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None
     with contextlib.ExitStack() as stack:
         resume_from = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
         hooks = _RayHooks(folder, place.rank, resume_from)
-        return loop.run(spec, place, hooks, resume_from=resume_from, export_to=folder / EXPORT, deadline=deadline)
+        return loop.run(
+            spec,
+            place,
+            hooks,
+            resume_from=resume_from,
+            export_to=folder / EXPORT,
+            keep_data_in=folder,
+            deadline=deadline,
+        )
 
 
 class _RayHooks:

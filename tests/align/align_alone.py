@@ -21,8 +21,9 @@ from trouble import Trouble
 from llmray.align import loop
 from llmray.align.spec import AlignSpec
 from llmray.errors import UserError
-from llmray.train.engine import Place, load_tokenizer
+from llmray.train.engine import Place
 from llmray.train.run_folder import EXPORT, METRICS, claim
+from llmray.train.template import load_tokenizer
 
 
 def align(job: dict[str, Any], answers: "SimpleQueue[dict[str, Any]]") -> None:

@@ -17,14 +17,15 @@ import transformers
 from tiny_training import base
 
 from llmray import artifact
-from llmray.errors import ConfigError
+from llmray.errors import ConfigError, InputError
 from llmray.train import loop
 from llmray.train.blocks import read_rows, train_blocks
 from llmray.train.divergence import DivergedError
-from llmray.train.engine import Place, load_model, load_tokenizer
+from llmray.train.engine import Place, load_model
+from llmray.train.forward import token_losses
 from llmray.train.packing import pack
 from llmray.train.spec import TrainSpec
-from llmray.train.template import conversations
+from llmray.train.template import conversations, load_tokenizer
 
 ODD = "Ω"
 """Its first byte is in one row of the data alone."""
@@ -65,7 +66,7 @@ def train(job: tuple[TrainSpec, Path, float | None]) -> dict[str, Any]:
         )
     except DivergedError as error:
         return {"diverged": str(error), "steps": len(hooks.lines)}
-    except ConfigError as error:
+    except (ConfigError, InputError) as error:
         return {"refused": str(error)}
     return {"lines": hooks.lines, "reports": hooks.reports, "outcome": asdict(outcome)}
 
@@ -77,7 +78,8 @@ def losses(job: tuple[TrainSpec]) -> dict[str, float]:
     words = load_tokenizer(spec.model)
     model = load_model(spec, words)
     rows = read_rows(spec.data, shape="messages", split="train")
-    examples, _ = conversations(words, rows, max_length=spec.max_length)
+    by_row, _ = conversations(words, rows, max_length=spec.max_length)
+    examples = [example for those in by_row for example in those]
     packed = pack(examples, max_length=spec.max_length, pad_id=words.pad_token_id)
     apart = [pack([one], max_length=spec.max_length, pad_id=words.pad_token_id)[0] for one in examples]
     running_on = [replace(block, position_ids=np.arange(spec.max_length)) for block in packed]
@@ -87,7 +89,7 @@ def losses(job: tuple[TrainSpec]) -> dict[str, float]:
             "rows": len(apart),
             "targets": sum(block.num_targets for block in packed),
             **{
-                name: sum(float(loop._loss_sum(model, [block], "cpu")) for block in blocks)
+                name: sum(float(token_losses(model, [block], "cpu").sum()) for block in blocks)
                 for name, blocks in (("packed", packed), ("apart", apart), ("running_on", running_on))
             },
         }
@@ -103,6 +105,28 @@ def poisoned(folder: Path, model: artifact.Artifact) -> str:
     with torch.no_grad():
         broken.model.embed_tokens.weight[odd_token(words)] = torch.nan
     broken.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return str(folder)
+
+
+def narrow(folder: Path, words: Any) -> str:
+    """A model with fewer embeddings than its tokenizer has tokens."""
+    config = transformers.LlamaConfig(
+        vocab_size=len(words) - 1, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return str(folder)
+
+
+def knowing_chatml(folder: Path, words: Any) -> str:
+    """A model whose tokenizer knows the tokens of a named template and has another stop token."""
+    words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    config = transformers.LlamaConfig(
+        vocab_size=len(words), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        eos_token_id=words.eos_token_id,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
     words.save_pretrained(folder)
     return str(folder)
 
@@ -123,12 +147,15 @@ def main(data_uri: str, root: Path) -> dict[str, Any]:
     diverging = replace(
         small, model=poisoned(root / "poisoned", model), micro_batch=1, accumulation=len(blocks), max_steps=1
     )
+    chatml = knowing_chatml(root / "chatml_model", load_tokenizer(model.uri))
     runs: dict[str, tuple[Callable[[Any], Any], tuple[Any, ...]]] = {
         "losses": (losses, (small,)),
         "plain": (train, (small, root / "plain", None)),
         "accumulated": (train, (replace(small, micro_batch=1, accumulation=4), root / "accumulated", None)),
         "early": (train, (small, root / "early", 14.0)),
         "too_large": (train, (replace(small, micro_batch=1 << 20), root / "too_large", None)),
+        "chatml": (train, (replace(small, model=chatml, template="chatml", max_steps=1), root / "chatml", None)),
+        "narrow": (train, (replace(small, model=narrow(root / "narrow_model", words)), root / "narrow", None)),
         "diverging": (train, (diverging, root / "diverging", None)),
     }
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:

@@ -22,8 +22,9 @@ from trouble import Trouble
 from llmray import artifact
 from llmray.train import loop
 from llmray.train.divergence import DivergedError
-from llmray.train.engine import Place, load_tokenizer
+from llmray.train.engine import Place
 from llmray.train.spec import TrainSpec
+from llmray.train.template import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,7 @@ def run_rank(job: Job, folder: Path, rank: int, answers: "SimpleQueue[tuple[int,
             hooks,
             resume_from=job.resume_from,
             export_to=folder / "export",
+            keep_data_in=folder if world_size > 1 else None,
             deadline=job.deadline,
         )
         answer = {"outcome": asdict(outcome)}

@@ -11,36 +11,56 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+import transformers
 from alone import odd_token
 from diverging_alone import Job, run
+from shapes import config
 from trouble import Trouble
 
 from llmray.train.base_model import BaseModelSpec, make_base
-from llmray.train.engine import load_tokenizer
 from llmray.train.model_run import Method
 from llmray.train.spec import TrainSpec
+from llmray.train.template import load_tokenizer
 
 for name in ("deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.zero.stage3", "peft", "bitsandbytes"):
     importlib.import_module(name)  # once, not in each process
 
+OTHER_SHAPES = ("Qwen3", "GPTNeoX")
 SHARDED = BaseModelSpec(
     vocab_size=320, hidden_size=192, intermediate_size=192, num_layers=1, num_heads=3, max_positions=128
 )
 """Linear layers of 18 KiB in four bits: ZeRO-3 leaves those below 10,000 numbers whole."""
 
 
-def parity(model: str, data_uri: str) -> Mapping[str, Job]:
-    """Every method on every stage, and some on two ranks."""
+def parity(model: str, data_uri: str, root: Path) -> Mapping[str, Job]:
+    """Every method on every stage, other shapes of model on every stage, and some on two ranks."""
     plain = spec_of(model, data_uri)
     alone = {
         f"{method}_zero{zero}": replace(plain, method=method, zero=zero)
         for method in get_args(Method)
         for zero in range(4)
     }
+    shaped = {
+        f"{name}_zero{zero}": replace(plain, model=made, zero=zero)
+        for name in OTHER_SHAPES
+        for made in [of_shape(name, model, root)]
+        for zero in range(4)
+    }
     by_two = {
         f"{name}_by_two": replace(alone[name], num_workers=2, accumulation=1) for name in ("full_zero3", "qlora_zero3")
     }
-    return {name: Job(spec=spec) for name, spec in {**alone, **by_two}.items()}
+    return {name: Job(spec=spec) for name, spec in {**alone, **shaped, **by_two}.items()}
+
+
+def of_shape(name: str, model: str, root: Path) -> str:
+    """A model of another architecture with the same tokenizer, its matrices large enough to be sharded."""
+    words = load_tokenizer(model)
+    sizes = {"num_hidden_layers": 1, "max_position_embeddings": 128, "vocab_size": len(words)}
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config(name, **sizes)).save_pretrained(root / name)
+    words.save_pretrained(root / name)
+    return str(root / name)
 
 
 def places(model: str, data_uri: str, root: Path) -> Mapping[str, Job]:
@@ -76,7 +96,7 @@ def spec_of(model: str, data_uri: str) -> TrainSpec:
 
 def main(group: str, data_uri: str, root: Path) -> dict[str, Any]:
     model = make_base(data_uri, SHARDED, root_uri=str(root)).uri
-    made = parity(model, data_uri) if group == "parity" else places(model, data_uri, root)
+    made = parity(model, data_uri, root) if group == "parity" else places(model, data_uri, root)
     return {"model": model, **{name: run(job, root / name) for name, job in made.items()}}
 
 

@@ -115,7 +115,7 @@ def test_blocks_hold_every_row_once_and_are_counted(data: Artifact) -> None:
     assert made.counts["blocks"] == len(made.blocks)
     tokens = sum(block.num_tokens for block in made.blocks)
     assert made.counts["packing_efficiency"] == pytest.approx(tokens / (48 * len(made.blocks)), abs=1e-4)
-    assert heldout_blocks(spec(data), tokenizer()) == []
+    assert not heldout_blocks(spec(data), tokenizer())
 
 
 def test_a_mix_adds_blocks_of_the_other_shape(tmp_path: Path) -> None:
@@ -143,3 +143,8 @@ def test_data_of_another_shape_or_kind_is_refused(model: Artifact, tmp_path: Pat
         train_blocks(spec(texts_only), tokenizer())
     with pytest.raises(InputError, match="no dataset snapshot"):
         train_blocks(spec(model), tokenizer())
+
+
+def test_data_of_which_nothing_is_left_to_train_is_refused_with_what_would_help(data: Artifact) -> None:
+    with pytest.raises(InputError, match=r"none of the 24 train rows.*train\.max_length \(4\): raise that, choose"):
+        train_blocks(TrainSpec(data=data.uri, max_length=4), tokenizer())

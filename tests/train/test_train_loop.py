@@ -1,5 +1,6 @@
 """The loop on one process without Ray: what it learns, and that documents in one block do not see one another."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from apart import run_apart
 from tiny_training import base, snapshot
 
 from llmray.artifact import Artifact
+from llmray.train.named_templates import NAMED
+from llmray.train.template import load_tokenizer
 
 VALIDATION = [21, 22, 23, 24]
 
@@ -19,9 +22,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 @pytest.fixture(scope="module")
-def runs(data: Artifact, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def runs(data: Artifact, folder: Path) -> dict[str, Any]:
     options = ["-W", "error::UserWarning:llmray.train.loop"]
-    folder = tmp_path_factory.mktemp("runs")
     result: dict[str, Any] = run_apart("alone.py", data.uri, str(folder), options=options)
     return result
 
@@ -65,6 +72,23 @@ def test_memory_is_told_and_a_run_that_does_not_fit_is_refused_with_what_would(r
     refused = runs["too_large"]["refused"]
     assert refused.startswith("train needs ")
     assert "What fits: train.micro_batch " in refused
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_refused(runs: dict[str, Any]) -> None:
+    assert "embeddings, its model has only" in runs["narrow"]["refused"]
+    assert "the tokenizer that the model was trained with" in runs["narrow"]["refused"]
+
+
+def test_a_model_trained_on_a_named_template_speaks_it_and_stops_at_its_stop_token(
+    runs: dict[str, Any], folder: Path
+) -> None:
+    assert runs["chatml"]["outcome"]["progress"]["step"] == 1
+    words = load_tokenizer(str(folder / "chatml"))
+    assert words.eos_token == "<|im_end|>"
+    assert words.chat_template == NAMED["chatml"].jinja
+    before = load_tokenizer(str(folder / "chatml_model")).eos_token_id
+    told = json.loads((folder / "chatml" / "generation_config.json").read_text())
+    assert told["eos_token_id"] == [words.eos_token_id, before]
 
 
 def test_accumulating_over_small_batches_is_one_large_batch(runs: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ def heldout(run: dict[str, Any]) -> list[float]:
 @pytest.mark.parametrize(
     "name",
     [
-        *(f"{method}_zero{zero}" for method in ("full", "lora", "qlora") for zero in (1, 2, 3)),
+        *(f"{of}_zero{zero}" for of in ("full", "lora", "qlora", "Qwen3", "GPTNeoX") for zero in (1, 2, 3)),
         *("full_zero3_by_two", "qlora_zero3_by_two"),
     ],
 )
@@ -137,8 +137,9 @@ def test_the_merged_model_says_what_the_adapter_on_four_bits_says(
 
 def quantized(model: str) -> Any:
     """As a run on it loads it, in float32."""
-    from llmray.train.engine import load_tokenizer, load_whole
+    from llmray.train.engine import load_whole
     from llmray.train.spec import TrainSpec
+    from llmray.train.template import load_tokenizer
 
     spec = TrainSpec(model=model, method="qlora", max_length=96)
     return load_whole(spec, load_tokenizer(model), option="train.max_length")

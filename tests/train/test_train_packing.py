@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmray.errors import InputError
 from llmray.train import packing
-from llmray.train.packing import IGNORED, Block, Example, best_fit, efficiency, pack
+from llmray.train.packing import IGNORED, Block, Example, TooLong, best_fit, fit, pack
 
 PAD = 0
 LENGTH = 16
@@ -23,6 +24,10 @@ def examples_of(drawn: list[list[tuple[int, int]]]) -> list[Example]:
         Example(input_ids=[token for token, _ in tokens], trained=[mask for _, mask in tokens], row=row)
         for row, tokens in enumerate(drawn)
     ]
+
+
+def efficiency(blocks: list[Block], length: int) -> float:
+    return sum(block.num_tokens for block in blocks) / (len(blocks) * length)
 
 
 def documents(block: Block) -> list[tuple[list[int], list[int]]]:
@@ -89,7 +94,55 @@ def test_padding_is_a_document_of_its_own_that_is_never_trained(drawn: list[list
         assert block.position_ids[padding].tolist() == list(range(LENGTH - block.num_tokens))
     real = sum(len(tokens) for tokens in drawn)
     assert sum(block.num_tokens for block in blocks) == real
-    assert efficiency(blocks, LENGTH) == pytest.approx(real / (len(blocks) * LENGTH))
+
+
+LONG = st.lists(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 1)), max_size=50), max_size=8)
+
+
+def targets(example: Example) -> list[tuple[int, int]]:
+    """(token before, token) of all that is trained."""
+    ids = example.input_ids
+    return [(ids[t - 1], ids[t]) for t in range(1, len(ids)) if example.trained[t]]
+
+
+@given(LONG, st.integers(2, LENGTH))
+@settings(deadline=None)
+def test_split_no_target_is_lost_and_none_is_there_twice(drawn: list[list[tuple[int, int]]], max_length: int) -> None:
+    examples = examples_of(drawn)
+    pieces, counts = fit(examples, max_length=max_length, too_long="split")
+    for example, windows in zip(examples, pieces, strict=True):
+        assert [target for window in windows for target in targets(window)] == targets(example)
+        assert all(len(window.input_ids) <= max_length and targets(window) for window in windows)
+        assert {window.row for window in windows} <= {example.row}
+    assert counts == {
+        "rows": len(examples),
+        "truncated": 0,
+        "split": sum(len(example.input_ids) > max_length for example in examples),
+        "untrainable": sum(not targets(example) for example in examples),
+    }
+
+
+@given(LONG, st.integers(2, LENGTH))
+@settings(deadline=None)
+def test_truncated_an_example_is_its_beginning(drawn: list[list[tuple[int, int]]], max_length: int) -> None:
+    examples = examples_of(drawn)
+    pieces, counts = fit(examples, max_length=max_length, too_long="truncate")
+    for example, kept in zip(examples, pieces, strict=True):
+        head = Example(input_ids=example.input_ids[:max_length], trained=example.trained[:max_length], row=example.row)
+        assert kept == ([head] if targets(head) else [])
+    assert counts["truncated"] == sum(len(example.input_ids) > max_length for example in examples)
+    assert counts["untrainable"] == sum(not kept for kept in pieces)
+
+
+def test_refused_the_longest_row_is_named_with_what_it_needs() -> None:
+    examples = [Example(input_ids=[1] * n, trained=[1] * n, row=f"{n} of test") for n in (5, 9, 7)]
+    with pytest.raises(
+        InputError, match=r"row 9 of test has 9 tokens, more than train\.max_length \(8\): raise that, or"
+    ):
+        fit(examples, max_length=8, too_long="refuse")
+    choices: list[TooLong] = ["truncate", "split", "refuse"]
+    for too_long in choices:
+        assert fit(examples, max_length=9, too_long=too_long)[0] == [[example] for example in examples]
 
 
 @given(st.lists(st.integers(1, 40), max_size=60))
@@ -109,7 +162,6 @@ def test_the_fullest_block_with_room_is_taken_first() -> None:
 
 def test_nothing_packs_into_nothing() -> None:
     assert pack([], max_length=8, pad_id=PAD) == []
-    assert efficiency([], 8) == 0.0
 
 
 def test_many_short_documents_leave_little_padding() -> None:

@@ -44,6 +44,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"zero": 0, "offload": "optimizer"}, r"use train\.zero 1 or higher"),
     ({"zero": 2, "offload": "all"}, r"only train\.zero 3 gathers.*use that, or train\.offload optimizer"),
     ({"schedule": "step"}, r"train\.schedule \('step'\) must be one of cosine, linear, constant, wsd"),
+    ({"too_long": "drop"}, r"train\.too_long \('drop'\) must be one of by_shape, truncate, split, refuse"),
+    ({"template": "alpaca"}, r"train\.template \('alpaca'\) must be one of plain, chatml, llama3, gemma, or empty"),
+    ({"max_length": 1}, r"train\.max_length \(1\) must be 2 or more"),
     ({"dtype": "float16"}, r"train\.dtype \('float16'\) must be one of float32, bfloat16"),
 ]
 
@@ -72,7 +75,15 @@ def test_the_identity_is_what_can_change_the_weights() -> None:
         keep_checkpoints=9,
     )
     assert elsewhere.identity() == spec.identity()
-    for name, value in (("lr", 2e-3), ("seed", 1), ("max_steps", 7), ("num_workers", 1), ("mix", 0.5)):
+    for name, value in (
+        ("lr", 2e-3),
+        ("seed", 1),
+        ("max_steps", 7),
+        ("num_workers", 1),
+        ("mix", 0.5),
+        ("too_long", "split"),
+        ("template", "plain"),
+    ):
         assert replace(spec, **{name: value}).identity() != spec.identity()
     assert "model" not in spec.identity()
 

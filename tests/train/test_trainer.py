@@ -143,7 +143,8 @@ def test_lora_stops_at_its_deadline_goes_on_when_called_again_and_is_merged(
 
 
 def test_texts_longer_than_the_model_can_place_are_refused(spec: TrainSpec) -> None:
-    from llmray.train.engine import load_model, load_tokenizer
+    from llmray.train.engine import load_model
+    from llmray.train.template import load_tokenizer
 
     with pytest.raises(InputError, match=r"train\.max_length \(4096\) exceeds the model's 128 positions"):
         load_model(replace(spec, max_length=4096), load_tokenizer(spec.model))

@@ -11,7 +11,7 @@ from llmray.artifact import Artifact
 from llmray.data.snapshot import load_rows, write_snapshot
 from llmray.data.tables import parquet_bytes
 from llmray.train.base_model import BOS, EOS, PAD, BaseModelSpec, learn_tokenizer, make_base
-from llmray.train.template import CHAT_TEMPLATE
+from llmray.train.named_templates import NAMED
 
 SHAPE = BaseModelSpec(
     vocab_size=320, hidden_size=64, intermediate_size=64, num_layers=1, num_heads=2, max_positions=128
@@ -66,7 +66,7 @@ def base(root: Path, data: Artifact) -> Artifact:
     return make_base(data.uri, SHAPE, root_uri=str(root))
 
 
-def tokenizer(template: str | None = CHAT_TEMPLATE) -> Any:
+def tokenizer(template: str | None = NAMED["plain"].jinja) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     core = learn_tokenizer([" ".join(WORDS)], vocab_size=320)
