@@ -45,6 +45,7 @@ from llmray.train.flops import flops_per_token, mfu, peak_flops_per_s
 from llmray.train.memory import check, peak_bytes, room_bytes
 from llmray.train.meter import Meter, laps
 from llmray.train.packing import IGNORED, Block, documents
+from llmray.train.saver import Saver
 from llmray.train.schedule import learning_rate
 from llmray.train.spec import TrainSpec
 
@@ -61,11 +62,14 @@ class Hooks(Protocol):
     def metrics(self, line: dict[str, Any]) -> None:
         """Keep a line of metrics; called on rank 0 only, after every step."""
 
-    def report(self, line: dict[str, Any], write: Callable[[Path], None] | None) -> None:
+    def checkpoint_folder(self, step: int) -> Path:
+        """Where the checkpoint of a step belongs: a folder that every rank sees, and makes if it is not there."""
+
+    def report(self, line: dict[str, Any], checkpoint: Path | None) -> None:
         """Tell the figures of now and then; called by all ranks together.
 
         Args:
-            write: fills a folder with this rank's part of a checkpoint, which becomes the newest; None for none.
+            checkpoint: the folder of that step, now that all ranks have filled it: the newest one. None for none.
         """
 
 
@@ -137,8 +141,11 @@ def run(
         flops_per_token=flops_per_token(shape, spec),
         peak_flops_per_s=None if place.device == "cpu" else peak_flops_per_s(torch.cuda.get_device_name(place.device)),
     )
-    progress, resumes_at = _steps(job, progress, hooks, deadline, clock)
-    seconds["steps"] = next(lap)
+    saver = Saver(engine, spec, place, hooks.report, in_background=True, clock=clock)
+    progress, resumes_at = _steps(job, progress, hooks, saver, deadline, clock)
+    saver.close()
+    seconds["checkpoints"] = round(saver.seconds, 3)
+    seconds["steps"] = next(lap) - seconds["checkpoints"]
     loss = math.nan
     if resumes_at is None:  # else time is short
         loss = _heldout_loss(job)
@@ -196,18 +203,15 @@ def _export(job: _Job, folder: Path, tokenizer: Any) -> None:
 
 
 def _steps(
-    job: _Job, progress: Progress, hooks: Hooks, deadline: float | None, clock: Callable[[], float]
+    job: _Job, progress: Progress, hooks: Hooks, saver: Saver, deadline: float | None, clock: Callable[[], float]
 ) -> tuple[Progress, int | None]:
     """Take steps to the end; the second of the answer is `Outcome.resumes_at`."""
     spec = job.spec
     cursor = Cursor(num_blocks=len(job.blocks), seed=spec.seed, next_index=progress.next_index)
-
-    def save(folder: Path) -> None:
-        checkpoint.save(folder, job.engine, progress, spec, job.place)
-
     saved, wanted = progress.step, False
     job.engine.train()  # `from_pretrained` hands out models whose dropout is off
     while progress.step < spec.max_steps:
+        saver.look()
         began = clock()
         batch = cursor.take(spec.global_batch)
         lr = learning_rate(
@@ -221,8 +225,8 @@ def _steps(
         told = hooks.stop_wanted()
         if any_rank(told or (deadline is not None and clock() >= deadline), job.place):
             if saved < progress.step and not progress.watch.high_for:
-                hooks.report({"step": progress.step, "loss": progress.train_loss}, save)
                 saved = progress.step
+                saver.save(hooks.checkpoint_folder(saved), progress, {"step": saved, "loss": progress.train_loss})
             return progress, saved if any_rank(told, job.place) else None
         torch.manual_seed(_dice(spec.seed, progress.step, job.place.rank))
         taken = _step(job, batch, lr)
@@ -230,6 +234,7 @@ def _steps(
         wanted = wanted or step % spec.checkpoint_every == 0 or step == spec.max_steps
         verdict, watch = _judge(job, progress, taken, saving=wanted)
         if isinstance(verdict, Diverged):
+            saver.finish()
             raise diverged_error(
                 verdict,
                 _blame(job, taken, verdict),
@@ -256,8 +261,9 @@ def _steps(
             hooks.metrics(line)
         if wanted and isinstance(verdict, Fine):
             saved, wanted = step, False
-            hooks.report(line, save)
+            saver.save(hooks.checkpoint_folder(step), progress, line)
         elif evaluating or wanted:
+            saver.finish()
             hooks.report(line, None)
     return progress, None
 

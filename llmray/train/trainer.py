@@ -8,12 +8,11 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmray import storage
 from llmray.artifact import Artifact
 from llmray.errors import LLMRayError
 from llmray.train import frame
@@ -159,6 +158,8 @@ class _RayHooks:
         if rank == 0:
             shutil.rmtree(folder / EXPORT, ignore_errors=True)
             done = steps_done(resume_from) if resume_from else 0
+            for begun in self._checkpoints_after(done):
+                shutil.rmtree(begun)
             self._file = reopen_metrics(folder / METRICS, done)
 
     def stop_wanted(self) -> bool:
@@ -169,12 +170,23 @@ class _RayHooks:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
-    def report(self, line: dict[str, Any], write: Callable[[Path], None] | None) -> None:
+    def checkpoint_folder(self, step: int) -> Path:
+        return self._folder / GROUP / f"step_{step:08d}"
+
+    def report(self, line: dict[str, Any], checkpoint: Path | None) -> None:
         import ray.train
 
-        if write is None:
+        if checkpoint is None:
             ray.train.report(line)
             return
-        with storage.draft_folder(str(self._folder)) as here:
-            write(here)
-            ray.train.report(line, checkpoint=ray.train.Checkpoint.from_directory(str(here)))
+        ray.train.report(
+            line,
+            checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)),
+            checkpoint_dir_name=checkpoint.name,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,  # it is in its place
+        )
+
+    def _checkpoints_after(self, step: int) -> list[Path]:
+        """Folders of checkpoints that were begun and never reported: a kill came first."""
+        newest = self.checkpoint_folder(step).name
+        return [found for found in (self._folder / GROUP).glob("step_*") if found.name > newest]

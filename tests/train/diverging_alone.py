@@ -52,11 +52,11 @@ class Folder:
     def metrics(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
 
-    def report(self, line: dict[str, Any], write: Callable[[Path], None] | None) -> None:
-        if write is not None:
-            here = Path(self.checkpoints) / str(line["step"])
-            here.mkdir(parents=True, exist_ok=True)
-            write(here)
+    def checkpoint_folder(self, step: int) -> Path:
+        return Path(self.checkpoints) / str(step)
+
+    def report(self, line: dict[str, Any], checkpoint: Path | None) -> None:
+        if checkpoint is not None:
             self.saved.append(line["step"])
 
 
