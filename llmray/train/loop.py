@@ -45,7 +45,7 @@ from llmray.train.flops import flops_per_token, mfu, peak_flops_per_s
 from llmray.train.memory import check, peak_bytes, room_bytes
 from llmray.train.meter import Meter, laps
 from llmray.train.packing import IGNORED, Block, documents
-from llmray.train.saver import Saver
+from llmray.train.saver import Saver, room_for_copy
 from llmray.train.schedule import learning_rate
 from llmray.train.spec import TrainSpec
 
@@ -120,7 +120,8 @@ def run(
     seconds["process_group"] = next(lap)
     shape = load_shape(spec.model)
     room = least_of_ranks(room_bytes(place.device, ranks_on_node=place.ranks_on_node), place)
-    foreseen = check(shape, spec, place.world_size, int(room))
+    foreseen = check(shape, spec, place.world_size, int(room)).total
+    copy = room_for_copy(shape, spec, place, taken=foreseen)
     tokenizer = load_tokenizer(spec.model)
     data = train_blocks(spec, tokenizer)
     heldout = heldout_blocks(spec, tokenizer)
@@ -135,16 +136,16 @@ def run(
         engine=engine,
         spec=spec,
         place=place,
+        saver=Saver(engine, spec, place, hooks.report, in_background=copy > 0, clock=clock),
         blocks=data.blocks,
         heldout=heldout,
         limits=Limits(guess=math.log(len(tokenizer)), sigmas=spec.divergence_sigmas, steps=spec.divergence_steps),
         flops_per_token=flops_per_token(shape, spec),
         peak_flops_per_s=None if place.device == "cpu" else peak_flops_per_s(torch.cuda.get_device_name(place.device)),
     )
-    saver = Saver(engine, spec, place, hooks.report, in_background=True, clock=clock)
-    progress, resumes_at = _steps(job, progress, hooks, saver, deadline, clock)
-    saver.close()
-    seconds["checkpoints"] = round(saver.seconds, 3)
+    progress, resumes_at = _steps(job, progress, hooks, deadline, clock)
+    job.saver.close()
+    seconds["checkpoints"] = round(job.saver.seconds, 3)
     seconds["steps"] = next(lap) - seconds["checkpoints"]
     loss = math.nan
     if resumes_at is None:  # else time is short
@@ -158,7 +159,7 @@ def run(
         counts=data.counts,
         seconds=seconds,
         memory={
-            "foreseen": foreseen.total,
+            "foreseen": foreseen + (copy if place.device == "cpu" else 0),
             "peak": int(-least_of_ranks(-peak_bytes(place.device), place)),
         },
         stopped_early=progress.step < spec.max_steps,
@@ -171,6 +172,7 @@ class _Job:
     engine: Any
     spec: TrainSpec
     place: Place
+    saver: Saver
     blocks: Sequence[Block]
     heldout: Sequence[Block]
     limits: Limits
@@ -203,10 +205,10 @@ def _export(job: _Job, folder: Path, tokenizer: Any) -> None:
 
 
 def _steps(
-    job: _Job, progress: Progress, hooks: Hooks, saver: Saver, deadline: float | None, clock: Callable[[], float]
+    job: _Job, progress: Progress, hooks: Hooks, deadline: float | None, clock: Callable[[], float]
 ) -> tuple[Progress, int | None]:
     """Take steps to the end; the second of the answer is `Outcome.resumes_at`."""
-    spec = job.spec
+    spec, saver = job.spec, job.saver
     cursor = Cursor(num_blocks=len(job.blocks), seed=spec.seed, next_index=progress.next_index)
     saved, wanted = progress.step, False
     job.engine.train()  # `from_pretrained` hands out models whose dropout is off
@@ -228,7 +230,8 @@ def _steps(
                 saved = progress.step
                 saver.save(hooks.checkpoint_folder(saved), progress, {"step": saved, "loss": progress.train_loss})
             return progress, saved if any_rank(told, job.place) else None
-        torch.manual_seed(_dice(spec.seed, progress.step, job.place.rank))
+        dice = np.random.SeedSequence([spec.seed, progress.step, job.place.rank])
+        torch.manual_seed(int(dice.generate_state(1)[0]))
         taken = _step(job, batch, lr)
         step = progress.step + 1
         wanted = wanted or step % spec.checkpoint_every == 0 or step == spec.max_steps
@@ -313,10 +316,6 @@ def _metered(job: _Job, meter: Meter, batch: Sequence[int], seconds: float) -> M
         cores=job.spec.num_workers * job.spec.cpus_per_worker,
         gpus=job.spec.num_workers * job.spec.gpus_per_worker,
     )
-
-
-def _dice(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 
 def _blame(job: _Job, taken: _Taken, verdict: Diverged) -> Blame:

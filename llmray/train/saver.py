@@ -29,10 +29,24 @@ from torch.utils.serialization import config
 from llmray import storage
 from llmray.train.checkpoint import TAG, Progress, write_progress
 from llmray.train.engine import Place, least_of_ranks
+from llmray.train.memory import checkpoint_bytes, room_bytes
+from llmray.train.shape import Shape
 from llmray.train.spec import TrainSpec
 
 Report = Callable[[dict[str, Any], Path | None], None]
 _WRITTEN, _WRITING, _FAILED = 0, 1, 2
+
+
+def room_for_copy(shape: Shape, spec: TrainSpec, place: Place, *, taken: int) -> int:
+    """Bytes for the copy of a checkpoint in the host's memory, beside the run; 0 where any rank has no room for it.
+
+    Args:
+        taken: bytes that the run takes on its device. What it offloads from a GPU is as large as the copy.
+    """
+    wanted = checkpoint_bytes(shape, spec, place.world_size)
+    beside = taken if place.device == "cpu" else wanted * (spec.offload != "none")
+    room = least_of_ranks(room_bytes("cpu", ranks_on_node=place.ranks_on_node), place)
+    return wanted if beside + wanted <= room else 0
 
 
 class Saver:
@@ -130,7 +144,7 @@ class Saver:
         return next(error for error in errors if error is not None)
 
 
-class _Files(TorchCheckpointEngine):  # type: ignore[misc]
+class _Files(TorchCheckpointEngine):
     """What DeepSpeed asks to be written, until it is."""
 
     def __init__(self, *, copying: bool) -> None:

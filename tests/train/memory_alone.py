@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import resource
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
