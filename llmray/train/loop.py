@@ -29,6 +29,7 @@ from llmray.train.divergence import Blame, Diverged, Fine, Limits, LossWatch, Ve
 from llmray.train.engine import (
     Place,
     any_rank,
+    any_ranks,
     export,
     gather_weights,
     join_process_group,
@@ -58,6 +59,9 @@ class Hooks(Protocol):
 
     def stop_wanted(self) -> bool:
         """Whether the run is to end now, with a checkpoint; asked before every step, of each rank, and one is enough."""
+
+    def leave_wanted(self) -> bool:
+        """Whether a machine was said to be taken away, so that the next step is to be saved; asked as above, told once."""
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Keep a line of metrics; called on rank 0 only, after every step."""
@@ -224,17 +228,18 @@ def _steps(
             schedule=spec.schedule,
             decay_fraction=spec.decay_fraction,
         )
-        told = hooks.stop_wanted()
-        if any_rank(told or (deadline is not None and clock() >= deadline), job.place):
+        late = deadline is not None and clock() >= deadline
+        told, late, leaving = any_ranks([hooks.stop_wanted(), late, hooks.leave_wanted()], job.place)
+        if told or late:
             if saved < progress.step and not progress.watch.high_for:
                 saved = progress.step
                 saver.save(hooks.checkpoint_folder(saved), progress, {"step": saved, "loss": progress.train_loss})
-            return progress, saved if any_rank(told, job.place) else None
+            return progress, saved if told else None
         dice = np.random.SeedSequence([spec.seed, progress.step, job.place.rank])
         torch.manual_seed(int(dice.generate_state(1)[0]))
         taken = _step(job, batch, lr)
         step = progress.step + 1
-        wanted = wanted or step % spec.checkpoint_every == 0 or step == spec.max_steps
+        wanted = wanted or leaving or step % spec.checkpoint_every == 0 or step == spec.max_steps
         verdict, watch = _judge(job, progress, taken, saving=wanted)
         if isinstance(verdict, Diverged):
             saver.finish()
@@ -256,7 +261,7 @@ def _steps(
             train_loss=taken.loss,
             watch=watch,
         )
-        line = _line(job, progress, lr=lr, grad_norm=taken.grad_norm)
+        line = _line(job, progress, lr=lr, grad_norm=taken.grad_norm) | {"checkpoint_s": round(saver.seconds, 3)}
         evaluating = bool(spec.eval_every) and step % spec.eval_every == 0 and step < spec.max_steps
         if evaluating and job.heldout:
             line["heldout_loss"] = _heldout_loss(job)

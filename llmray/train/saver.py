@@ -69,7 +69,7 @@ class Saver:
             in_background: whether to copy first, and write afterwards.
         """
         self.seconds = 0.0
-        """How long the training stood still."""
+        """How long the training stood still so far."""
         self._files = engine.checkpoint_engine = _Files(copying=in_background)
         self._engine, self._spec, self._place = engine, spec, place
         self._report, self._in_background, self._clock = report, in_background, clock

@@ -7,6 +7,7 @@ The frame of a run (folder, resume, cost, artifact) is `frame.py`. Figures come 
 import contextlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -154,7 +155,8 @@ class _RayHooks:
 
     def __init__(self, folder: Path, rank: int, resume_from: Path | None) -> None:
         self._folder, self.checkpoints = folder, f"{folder}/{GROUP}"
-        self._file = None
+        self._watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"  # see cluster.LOCAL_ENV
+        self._file, self._leaving = None, None
         if rank == 0:
             shutil.rmtree(folder / EXPORT, ignore_errors=True)
             done = steps_done(resume_from) if resume_from else 0
@@ -164,6 +166,14 @@ class _RayHooks:
 
     def stop_wanted(self) -> bool:
         return self._file is not None and (self._folder / STOP).exists()
+
+    def leave_wanted(self) -> bool:
+        if not self._watched:
+            return False
+        import ray.train
+
+        before, self._leaving = self._leaving, ray.train.get_preemption_info()
+        return self._leaving not in (None, before)
 
     def metrics(self, line: dict[str, Any]) -> None:
         assert self._file is not None

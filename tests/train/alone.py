@@ -41,6 +41,9 @@ class Memory:
     def stop_wanted(self) -> bool:
         return False
 
+    def leave_wanted(self) -> bool:
+        return False
+
     def metrics(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
 

@@ -53,6 +53,9 @@ class Folder:
     def stop_wanted(self) -> bool:
         return len(self.lines) == self.stop_after
 
+    def leave_wanted(self) -> bool:
+        return False
+
     def metrics(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
 

@@ -49,6 +49,9 @@ class Peak:
     def stop_wanted(self) -> bool:
         return False
 
+    def leave_wanted(self) -> bool:
+        return False
+
     def metrics(self, line: dict[str, Any]) -> None:
         self.bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

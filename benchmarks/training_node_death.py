@@ -1,0 +1,163 @@
+"""Claim: a training on two nodes that loses one in mid-run ends with the loss of an undisturbed run, bit for bit.
+
+Two nodes of one core each on this machine (`ray.cluster_utils.Cluster`, the head has no core), a worker on each, and a
+third node that comes before the trouble. Killed: SIGKILL to all processes of the second node. Drained: its end is
+announced, as a cloud announces that it takes a machine back, and then it is killed; the checkpoint rhythm is so long
+that only the announcement can have caused a checkpoint. Told beside the losses is the time until the next new step.
+
+    python benchmarks/training_node_death.py
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from machine import headline, versions, write_result
+
+from llmray import console
+from llmray.cluster import WORKER_ENV
+from llmray.data.snapshot import write_snapshot
+from llmray.train.base_model import BaseModelSpec, make_base
+from llmray.train.run_folder import GROUP
+from llmray.train.spec import TrainSpec
+from llmray.train.trainer import train
+
+KILL_AT = 8
+"""Step after which the trouble begins."""
+GRACE_S = 12.0
+"""From the announcement to the kill."""
+
+
+@dataclass(kw_only=True)
+class Trouble:
+    """What happens to a node while a run goes on; called with every line of metrics."""
+
+    cluster: Any
+    victim: Any
+    drain: bool
+    at: float | None = None
+    """When the node died."""
+    steps: list[tuple[int, float]] = field(default_factory=list)
+    """New steps, and when they were told."""
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        self.steps.append((line["step"], time.monotonic()))
+        if line["step"] < KILL_AT or self.victim is None:
+            return
+        victim, self.victim = self.victim, None
+        self.cluster.add_node(num_cpus=1)
+        if self.drain:
+            announce(self.cluster.address, victim.node_id, GRACE_S)
+            threading.Timer(GRACE_S, self._kill, [victim]).start()
+        else:
+            self._kill(victim)
+
+    def _kill(self, victim: Any) -> None:
+        self.cluster.remove_node(victim, allow_graceful=False)
+        self.at = time.monotonic()
+
+    @property
+    def recovery_s(self) -> float | None:
+        """From the death to the first step that nobody had taken before."""
+        assert self.at is not None
+        return next((told - self.at for _, told in self.steps if told > self.at + 1), None)
+
+
+def announce(address: str, node_id: str, grace_s: float) -> None:
+    """Tell the cluster that a node will be taken away, as `ray drain-node` does."""
+    from ray._raylet import GcsClient
+    from ray.core.generated import autoscaler_pb2
+
+    accepted, why = GcsClient(address=address).drain_node(
+        node_id,
+        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+        "the machine is taken back",
+        int((time.time() + grace_s) * 1000),
+    )
+    assert accepted, why
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train three times, print the table, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=48)
+    args = parser.parse_args(argv)
+    for name, value in WORKER_ENV.items():
+        os.environ.setdefault(name, value)
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with tempfile.TemporaryDirectory(prefix="nodes-") as root:
+        spec = _spec(root, args.steps)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        ray.init(address=cluster.address, log_to_driver=False)
+        try:
+            found = {"undisturbed": _losses(spec, root, "undisturbed", _two_nodes(cluster, None))}
+            troubles = {}
+            for name, drain in (("killed", False), ("drained", True)):
+                troubles[name] = trouble = _two_nodes(cluster, drain)
+                rhythm = replace(spec, checkpoint_every=10**6) if drain else spec
+                found[name] = _losses(rhythm, root, name, trouble)
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+    print(headline())
+    equal = {name: losses == found["undisturbed"] for name, losses in found.items()}
+    recovery = {name: round(trouble.recovery_s or 0.0, 1) for name, trouble in troubles.items()}
+    print(
+        console.table(
+            ["node", "steps", "last loss", "same losses", "to the next new step, s"],
+            [
+                [name, str(len(one)), f"{one[-1]:.6f}", "yes" if equal[name] else "no", str(recovery.get(name, ""))]
+                for name, one in found.items()
+            ],
+        )
+    )
+    body = {
+        "versions": versions("ray", "deepspeed", "torch"),
+        "steps": args.steps,
+        "same_losses": equal,
+        "recovery_s": recovery,
+        "announced_before_s": GRACE_S,
+        "met": all(equal.values()),
+    }
+    print(write_result("training-node-death", __doc__.split("\n\n")[0], body).name)
+    return 0
+
+
+def _two_nodes(cluster: Any, drain: bool | None) -> Any:
+    """Fill the cluster up to two nodes with a core, and say what is to happen to the newer one."""
+    while len(cluster.worker_nodes) < 2:
+        node = cluster.add_node(num_cpus=1)
+    if drain is None:
+        return lambda _: None
+    victim = node if len(cluster.worker_nodes) == 2 and "node" in locals() else next(iter(cluster.worker_nodes))
+    return Trouble(cluster=cluster, victim=victim, drain=drain)
+
+
+def _spec(root: str, steps: int) -> TrainSpec:
+    texts = [{"text": " ".join(str(number * step) for step in range(1, 80))} for number in range(1, 200)]
+    data = write_snapshot(texts, source="numbers", root_uri=root)
+    return TrainSpec(
+        model=make_base(data.uri, BaseModelSpec(), root_uri=root).uri, data=data.uri, objective="pretrain",
+        max_length=256, micro_batch=4, max_steps=steps, checkpoint_every=5, eval_rows=0,
+    )  # fmt: skip
+
+
+def _losses(spec: TrainSpec, root: str, name: str, on_report: Callable[[dict[str, Any]], None]) -> list[float]:
+    run_dir = Path(root) / name
+    done = train(spec, run_dir=str(run_dir), root_uri=root, on_report=on_report)
+    print(name, sorted(found.name for found in (run_dir / GROUP).glob("step_*")), done.seconds)
+    return [json.loads(line)["loss"] for line in Path(done.metrics_path).read_text().splitlines()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
