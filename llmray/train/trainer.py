@@ -147,7 +147,8 @@ def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None
     with contextlib.ExitStack() as stack:
         resume_from = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
         hooks = _RayHooks(folder, place.rank, resume_from)
-        return loop.run(spec, place, hooks, resume_from=resume_from, export_to=folder / EXPORT, deadline=deadline)
+        here = spec.on_workers(place.world_size)
+        return loop.run(here, place, hooks, resume_from=resume_from, export_to=folder / EXPORT, deadline=deadline)
 
 
 class _RayHooks:
