@@ -1,9 +1,9 @@
 """Claim: a training on two nodes that loses one in mid-run ends with the loss of an undisturbed run, bit for bit.
 
 Nodes of one core each on this machine (`ray.cluster_utils.Cluster`, whose head has no core), a worker on each of two.
-Killed: SIGKILL to all processes of a node, just after a third one came. Drained: its end is announced, as a cloud
+Killed: SIGKILL to all processes of a node, with a third one to go to. Drained: its end is announced, as a cloud
 announces that it takes a machine back, and then it is killed; the checkpoint rhythm is so long that only the
-announcement can have caused a checkpoint. Not replaced: killed, with `min_workers=1`, and no third node comes; one worker
+announcement can have caused a checkpoint. Not replaced: killed, with `min_workers=1` and no third node; one worker
 takes the same batches to losses that are equal to rounding. Told beside the losses is the time to the next new step.
 
     python benchmarks/training_node_death.py
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 from machine import headline, versions, write_result
 
 from llmray import console
@@ -43,7 +44,6 @@ class Trouble:
     """What happens to a node while a run goes on; called with every line of metrics."""
 
     cluster: Any
-    replaced: bool = True
     announced: bool = False
     begun: bool = False
     at: float | None = None
@@ -56,9 +56,7 @@ class Trouble:
         if self.begun or line["step"] < BEGIN_AT:
             return
         self.begun = True
-        victim = next(iter(self.cluster.worker_nodes))
-        if self.replaced:
-            self.cluster.add_node(num_cpus=1)
+        victim = next(node for node in self.cluster.worker_nodes if trains(node))
         if self.announced:
             announce(self.cluster.address, victim.node_id, GRACE_S)
             threading.Timer(GRACE_S, self._kill, [victim]).start()
@@ -74,6 +72,12 @@ class Trouble:
         """From the death to the first step that nobody had taken before; what is told in its second was taken before."""
         at = self.at
         return math.nan if at is None else next((told - at for _, told in self.steps if told > at + 1), math.nan)
+
+
+def trains(node: Any) -> bool:
+    """Whether a training worker runs there."""
+    [raylet] = node.all_processes["raylet"]
+    return any("RayTrainWorker" in "".join(child.cmdline()) for child in psutil.Process(raylet.process.pid).children())
 
 
 def announce(address: str, node_id: str, grace_s: float) -> None:
@@ -107,13 +111,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         troubles = {
             "killed": (spec, Trouble(cluster=cluster)),
             "drained": (replace(spec, checkpoint_every=10**6), Trouble(cluster=cluster, announced=True)),
-            "not replaced": (replace(spec, min_workers=1), Trouble(cluster=cluster, replaced=False)),
+            "not replaced": (replace(spec, min_workers=1), Trouble(cluster=cluster)),
         }
         try:
-            for _ in range(spec.num_workers):
-                cluster.add_node(num_cpus=1)
-            straight = _losses(spec, root, "undisturbed", lambda _: None)
-            found = {name: _losses(one, root, name, trouble) for name, (one, trouble) in troubles.items()}
+            _fill(cluster, spec.num_workers)
+            straight, found = _losses(spec, root, "undisturbed", lambda _: None), {}
+            for name, (one, trouble) in troubles.items():
+                _fill(cluster, 2 if one.min_workers else 3)
+                found[name] = _losses(one, root, name, trouble)
         finally:
             ray.shutdown()
             cluster.shutdown()
@@ -139,6 +144,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(write_result("training-node-death", __doc__.split("\n\n")[0], body).name)
     return 0
+
+
+def _fill(cluster: Any, count: int) -> None:
+    while len(cluster.worker_nodes) < count:
+        cluster.add_node(num_cpus=1)
 
 
 def _spec(root: str, steps: int) -> TrainSpec:

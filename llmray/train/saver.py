@@ -125,6 +125,7 @@ class Saver:
     def close(self) -> None:
         """Finish, and give the memory back."""
         self.finish()
+        self._thread.shutdown()
         self._files = self._engine.checkpoint_engine = _Files(copying=False)
 
     def _write(self, folder: Path, progress: Progress, parts: list[Callable[[], None]]) -> None:
