@@ -55,6 +55,13 @@ class Full(Folder):
         return here
 
 
+class Leaving(Folder):
+    """After three steps rank 0 hears that its machine will be taken away."""
+
+    def leave_wanted(self) -> bool:
+        return len(self.lines) == 3
+
+
 def chain(name: str, spec: TrainSpec, root: Path) -> dict[str, Job]:
     """Two workers undisturbed; from their checkpoint one alone, told to stop; from its checkpoint two again."""
     rarely = replace(spec, checkpoint_every=100)
@@ -81,7 +88,7 @@ def jobs(model: artifact.Artifact, data_uri: str, root: Path) -> Mapping[str, Jo
         made[f"from{before}_three{now}"] = Job(spec=replace(three, zero=now), resume_from=begun)
     made["slow"] = Job(spec=replace(spec, zero=2), hooks=Slow)
     made["full"] = Job(spec=replace(spec, zero=2), hooks=Full)
-    made["at_once"] = Job(spec=replace(spec, zero=2), copies=False)
+    made["leaving"] = Job(spec=replace(spec, zero=2, checkpoint_every=100), hooks=Leaving, copies=False)
     made["same"] = Job(spec=replace(spec, zero=3), resume_from=root / "full3" / "checkpoints" / "4")
     return made
 
