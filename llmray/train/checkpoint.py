@@ -1,7 +1,6 @@
 """A checkpoint: DeepSpeed's shards, and beside them where in the data we were, what we know of the losses, the meter.
 
-Every rank writes its part into its own folder; Ray Train merges the parts and publishes them as one. Resuming at the
-same number of workers is bit-identical in float32; at another one (`reshard.py`) the same blocks are taken and the
+Every rank writes its part into one folder (`saver.py`), which counts once all have. Resuming at the same number of workers is bit-identical in float32; at another one (`reshard.py`) the same blocks are taken and the
 loss is equal to rounding. The dice need no place in it, since every step throws its own from (seed, step, rank): with
 dropout, other ranks throw others, so only runs without it are equal at another number of workers. Rejected: saving
 the weights alone, as a "resume" that restarts the optimizer and the data and shows as a step in the loss.
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmray import storage
 from llmray.errors import ConfigError
 from llmray.train.divergence import LossWatch
 from llmray.train.meter import Meter
@@ -21,8 +21,9 @@ from llmray.train.spec import TrainSpec
 if TYPE_CHECKING:
     from llmray.train.engine import Place
 
+TAG = "deepspeed"
+"""The folder of DeepSpeed's files in a checkpoint."""
 _STATE = "llmray.json"
-_TAG = "deepspeed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,13 +40,6 @@ class Progress:
     """What the losses so far were like."""
 
 
-def save(folder: Path, engine: Any, progress: Progress, spec: TrainSpec, place: "Place") -> None:
-    """Write this rank's part of a checkpoint; every rank must call it."""
-    engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=True)
-    if place.rank == 0:
-        write_progress(folder, progress, spec, world_size=place.world_size)
-
-
 def write_progress(folder: Path, progress: Progress, spec: TrainSpec, *, world_size: int) -> None:
     """What lies beside the shards: where the run stood, whose it is, and how they were cut."""
     state = {
@@ -53,7 +47,7 @@ def write_progress(folder: Path, progress: Progress, spec: TrainSpec, *, world_s
         "shards": {"zero": spec.zero, "world_size": world_size},
         "progress": asdict(progress),
     }
-    (folder / _STATE).write_text(json.dumps(state))
+    storage.write_bytes(str(folder / _STATE), json.dumps(state).encode())
 
 
 def read_progress(folder: Path, spec: TrainSpec) -> Progress:
@@ -93,9 +87,9 @@ def restore(folder: Path, engine: Any, spec: TrainSpec, place: "Place", *, scrat
     cut = json.loads((folder / _STATE).read_text())["shards"]
     stages, as_before = (cut["zero"], spec.zero), cut["world_size"] == place.world_size
     if stages == (0, 0) or (as_before and stages[0] == stages[1]):
-        path, _ = engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
         assert path is not None, f"no DeepSpeed shards in {folder}"
     else:
         from llmray.train.reshard import restore_resharded
 
-        restore_resharded(folder / _TAG, engine, place, stages=stages, scratch=scratch)
+        restore_resharded(folder / TAG, engine, place, stages=stages, scratch=scratch)

@@ -6,7 +6,7 @@ Needs torch; a file of workers, never imported at the top of anything a driver l
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,9 +212,14 @@ def least_of_ranks(value: float, place: Place) -> float:
 
 def any_rank(flag: bool, place: Place) -> bool:
     """Whether it is so on any rank; every rank must ask."""
-    flags = torch.tensor([float(flag)])
-    sum_over_ranks(flags, place)
-    return bool(flags)
+    return any_ranks([flag], place)[0]
+
+
+def any_ranks(flags: Sequence[bool], place: Place) -> list[bool]:
+    """For each of the flags, whether it is so on any rank; every rank must ask."""
+    counts = torch.tensor([float(flag) for flag in flags])
+    sum_over_ranks(counts, place)
+    return [count > 0 for count in counts.tolist()]
 
 
 def weights_are_lost(engine: Any) -> bool:

@@ -26,6 +26,7 @@ from llmray.train.divergence import Blame, Diverged, Fine, Limits, LossWatch, Ve
 from llmray.train.engine import (
     Place,
     any_rank,
+    any_ranks,
     export,
     from_first_rank,
     gather_weights,
@@ -44,6 +45,7 @@ from llmray.train.memory import check, peak_bytes, room_bytes
 from llmray.train.meter import Meter, laps
 from llmray.train.packing import Block, documents
 from llmray.train.prepared import build, open_prepared, prepare
+from llmray.train.saver import Saver, room_for_copy
 from llmray.train.schedule import learning_rate
 from llmray.train.spec import TrainSpec
 from llmray.train.template import load_tokenizer
@@ -58,14 +60,20 @@ class Hooks(Protocol):
     def stop_wanted(self) -> bool:
         """Whether the run is to end now, with a checkpoint; asked before every step, of each rank, and one is enough."""
 
+    def leave_wanted(self) -> bool:
+        """Whether a machine was said to be taken away, so that the next step is to be saved; asked as above, told once."""
+
     def metrics(self, line: dict[str, Any]) -> None:
         """Keep a line of metrics; called on rank 0 only, after every step."""
 
-    def report(self, line: dict[str, Any], write: Callable[[Path], None] | None) -> None:
+    def checkpoint_folder(self, step: int) -> Path:
+        """Where the checkpoint of a step belongs: a folder that every rank sees, and makes if it is not there."""
+
+    def report(self, line: dict[str, Any], checkpoint: Path | None) -> None:
         """Tell the figures of now and then; called by all ranks together.
 
         Args:
-            write: fills a folder with this rank's part of a checkpoint, which becomes the newest; None for none.
+            checkpoint: the folder of that step, now that all ranks have filled it: the newest one. None for none.
         """
 
 
@@ -119,7 +127,8 @@ def run(
     seconds["process_group"] = next(lap)
     shape = load_shape(spec.model)
     room = least_of_ranks(room_bytes(place.device, ranks_on_node=place.ranks_on_node), place)
-    foreseen = check(shape, spec, place.world_size, int(room))
+    foreseen = check(shape, spec, place.world_size, int(room)).total
+    copy = room_for_copy(shape, spec, place, taken=foreseen)
     tokenizer = load_tokenizer(spec.model, spec.template)
     if keep_data_in is None:
         data = build(spec, tokenizer)
@@ -137,6 +146,7 @@ def run(
         engine=engine,
         spec=spec,
         place=place,
+        saver=Saver(engine, spec, place, hooks.report, in_background=copy > 0, clock=clock),
         blocks=data.train,
         heldout=data.heldout,
         limits=Limits(guess=math.log(len(tokenizer)), sigmas=spec.divergence_sigmas, steps=spec.divergence_steps),
@@ -144,7 +154,9 @@ def run(
         peak_flops_per_s=None if place.device == "cpu" else peak_flops_per_s(torch.cuda.get_device_name(place.device)),
     )
     progress, resumes_at = _steps(job, progress, hooks, deadline, clock)
-    seconds["steps"] = next(lap)
+    job.saver.close()
+    seconds["checkpoints"] = round(job.saver.seconds, 3)
+    seconds["steps"] = next(lap) - seconds["checkpoints"]
     loss = math.nan
     if resumes_at is None:  # else time is short
         loss = _heldout_loss(job)
@@ -157,7 +169,7 @@ def run(
         counts=data.counts,
         seconds=seconds,
         memory={
-            "foreseen": foreseen.total,
+            "foreseen": foreseen + (copy if place.device == "cpu" else 0),
             "peak": int(-least_of_ranks(-peak_bytes(place.device), place)),
         },
         stopped_early=progress.step < spec.max_steps,
@@ -170,6 +182,7 @@ class _Job:
     engine: Any
     spec: TrainSpec
     place: Place
+    saver: Saver
     blocks: Sequence[Block]
     heldout: Sequence[Block]
     limits: Limits
@@ -205,15 +218,12 @@ def _steps(
     job: _Job, progress: Progress, hooks: Hooks, deadline: float | None, clock: Callable[[], float]
 ) -> tuple[Progress, int | None]:
     """Take steps to the end; the second of the answer is `Outcome.resumes_at`."""
-    spec = job.spec
+    spec, saver = job.spec, job.saver
     cursor = Cursor(num_blocks=len(job.blocks), seed=spec.seed, next_index=progress.next_index)
-
-    def save(folder: Path) -> None:
-        checkpoint.save(folder, job.engine, progress, spec, job.place)
-
     saved, wanted = progress.step, False
     job.engine.train()  # `from_pretrained` hands out models whose dropout is off
     while progress.step < spec.max_steps:
+        saver.look()
         began = clock()
         batch = cursor.take(spec.global_batch)
         lr = learning_rate(
@@ -224,18 +234,21 @@ def _steps(
             schedule=spec.schedule,
             decay_fraction=spec.decay_fraction,
         )
-        told = hooks.stop_wanted()
-        if any_rank(told or (deadline is not None and clock() >= deadline), job.place):
+        late = deadline is not None and clock() >= deadline
+        told, late, leaving = any_ranks([hooks.stop_wanted(), late, hooks.leave_wanted()], job.place)
+        if told or late:
             if saved < progress.step and not progress.watch.high_for:
-                hooks.report({"step": progress.step, "loss": progress.train_loss}, save)
                 saved = progress.step
-            return progress, saved if any_rank(told, job.place) else None
-        torch.manual_seed(_dice(spec.seed, progress.step, job.place.rank))
+                saver.save(hooks.checkpoint_folder(saved), progress, {"step": saved, "loss": progress.train_loss})
+            return progress, saved if told else None
+        dice = np.random.SeedSequence([spec.seed, progress.step, job.place.rank])
+        torch.manual_seed(int(dice.generate_state(1)[0]))
         taken = _step(job, batch, lr)
         step = progress.step + 1
-        wanted = wanted or step % spec.checkpoint_every == 0 or step == spec.max_steps
+        wanted = wanted or leaving or step % spec.checkpoint_every == 0 or step == spec.max_steps
         verdict, watch = _judge(job, progress, taken, saving=wanted)
         if isinstance(verdict, Diverged):
+            saver.finish()
             raise diverged_error(
                 verdict,
                 _blame(job, taken, verdict),
@@ -254,7 +267,7 @@ def _steps(
             train_loss=taken.loss,
             watch=watch,
         )
-        line = _line(job, progress, lr=lr, grad_norm=taken.grad_norm)
+        line = _line(job, progress, lr=lr, grad_norm=taken.grad_norm) | {"checkpoint_s": round(saver.seconds, 3)}
         evaluating = bool(spec.eval_every) and step % spec.eval_every == 0 and step < spec.max_steps
         if evaluating and job.heldout:
             line["heldout_loss"] = _heldout_loss(job)
@@ -262,8 +275,9 @@ def _steps(
             hooks.metrics(line)
         if wanted and isinstance(verdict, Fine):
             saved, wanted = step, False
-            hooks.report(line, save)
+            saver.save(hooks.checkpoint_folder(step), progress, line)
         elif evaluating or wanted:
+            saver.finish()
             hooks.report(line, None)
     return progress, None
 
@@ -313,10 +327,6 @@ def _metered(job: _Job, meter: Meter, batch: Sequence[int], seconds: float) -> M
         cores=job.spec.num_workers * job.spec.cpus_per_worker,
         gpus=job.spec.num_workers * job.spec.gpus_per_worker,
     )
-
-
-def _dice(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 
 def _blame(job: _Job, taken: _Taken, verdict: Diverged) -> Blame:

@@ -177,6 +177,14 @@ def weight_bytes(shape: Shape, spec: ModelRun) -> float:
     return _CELL[spec.dtype] * others + _NF4 * quantized
 
 
+def checkpoint_bytes(shape: Shape, spec: ModelRun, world_size: int) -> int:
+    """Bytes that rank 0 writes into a checkpoint, who writes the most: below ZeRO-3 the trained weights as well."""
+    trained = shape.trainable(spec)
+    weights = 0 if spec.zero == 3 else _CELL[spec.dtype] * trained
+    master = _FLOAT32 if spec.zero or spec.dtype == "bfloat16" else 0
+    return int(weights + (master + 2 * _FLOAT32) * trained / (world_size if spec.zero else 1))
+
+
 def activation_bytes(shape: Shape, spec: ModelRun) -> float:
     """Bytes a token that the forward pass keeps for the backward pass, over all blocks, without the logits.
 

@@ -126,6 +126,11 @@ class ModelRun:
         """Texts in one optimizer step, over all workers."""
         return self.num_workers * self.micro_batch * self.accumulation
 
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most workers that it may run on."""
+        return self.num_workers, self.num_workers
+
     def identity(self) -> dict[str, object]:
         """What can change the weights beyond rounding: what a cache key or a manifest wants."""
         return identity_of(self)

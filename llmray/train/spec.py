@@ -4,11 +4,11 @@ Everything in it can change the weights except where it runs and how checkpoints
 one spec, wherever it runs: see `run_folder.py`. Rejected: a free-form DeepSpeed JSON beside it, which lets two files contradict each other.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from llmray.errors import ConfigError
-from llmray.train.model_run import BATCH, ModelRun
+from llmray.train.model_run import BATCH, PLACE, ModelRun
 from llmray.train.named_templates import NAMED
 
 Objective = Literal["sft", "pretrain"]
@@ -32,6 +32,8 @@ class TrainSpec(ModelRun):
     """Chat template by name: plain, chatml, llama3, gemma; empty for the tokenizer's own."""
     micro_batch: int = field(default=8, metadata=BATCH)
     """Blocks in one forward pass of one worker."""
+    min_workers: int = field(default=0, metadata=PLACE)
+    """Workers that are enough to begin or to go on where the cluster has no room for more; 0 for `num_workers`."""
     schedule: Schedule = "cosine"
     """How the learning rate falls after the warmup; wsd: only in the last `decay_fraction` of the steps."""
     decay_fraction: float = 0.1
@@ -60,7 +62,7 @@ class TrainSpec(ModelRun):
             raise ConfigError(
                 f"train.max_length ({self.max_length}) must be 2 or more: a token is predicted from another"
             )
-        self._check_not_negative("weight_decay", "eval_rows", "eval_every")
+        self._check_not_negative("min_workers", "weight_decay", "eval_rows", "eval_every")
         if not 0 < self.beta2 < 1:
             raise ConfigError(f"train.beta2 ({self.beta2}) must lie between 0 and 1: try 0.95")
         if not 0 < self.decay_fraction <= 1:
@@ -70,7 +72,29 @@ class TrainSpec(ModelRun):
                 f"train.warmup_fraction ({self.warmup_fraction}) and train.decay_fraction ({self.decay_fraction}) are "
                 f"more than all steps together: try train.decay_fraction {round(1 - self.warmup_fraction, 4)} or less"
             )
+        least, most = self.worker_range
+        if least > most:
+            raise ConfigError(f"train.min_workers ({least}) must be at most train.num_workers ({most})")
+        if uneven := [count for count in range(least, most) if self.global_batch % count]:
+            raise ConfigError(
+                f"train.min_workers ({least}) allows {uneven[0]} workers, who cannot share the global batch "
+                f"({self.global_batch}) evenly: set it to {uneven[-1] + 1} or more, or choose another train.accumulation"
+            )
         if not 0 <= self.mix < 1:
             raise ConfigError(f"train.mix ({self.mix}) must be at least 0 and below 1: try 0.1")
         if self.objective == "pretrain" and self.method != "full":
             raise ConfigError("train.objective pretrain learns too much for adapters: use train.method full")
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most workers that it may run on."""
+        return self.min_workers or self.num_workers, self.num_workers
+
+    def on_workers(self, count: int) -> "TrainSpec":
+        """The same run on another number of workers: the same global batch, in micro-batches that are no larger."""
+        each = self.global_batch // count
+        assert each * count == self.global_batch, f"{count} workers cannot share {self.global_batch} texts"
+        if count == self.num_workers:
+            return self
+        micro_batch = next(size for size in range(self.micro_batch, 0, -1) if each % size == 0)
+        return replace(self, num_workers=count, micro_batch=micro_batch, accumulation=each // micro_batch)

@@ -7,13 +7,13 @@ The frame of a run (folder, resume, cost, artifact) is `frame.py`. Figures come 
 import contextlib
 import json
 import math
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmray import storage
 from llmray.artifact import Artifact
 from llmray.errors import LLMRayError
 from llmray.train import frame
@@ -149,7 +149,7 @@ def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None
         resume_from = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
         hooks = _RayHooks(folder, place.rank, resume_from)
         return loop.run(
-            spec,
+            spec.on_workers(place.world_size),
             place,
             hooks,
             resume_from=resume_from,
@@ -164,26 +164,48 @@ class _RayHooks:
 
     def __init__(self, folder: Path, rank: int, resume_from: Path | None) -> None:
         self._folder, self.checkpoints = folder, f"{folder}/{GROUP}"
-        self._file = None
+        self._watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"  # see cluster.LOCAL_ENV
+        self._file, self._leaving = None, None
         if rank == 0:
             shutil.rmtree(folder / EXPORT, ignore_errors=True)
             done = steps_done(resume_from) if resume_from else 0
+            for begun in self._checkpoints_after(done):
+                shutil.rmtree(begun)
             self._file = reopen_metrics(folder / METRICS, done)
 
     def stop_wanted(self) -> bool:
         return self._file is not None and (self._folder / STOP).exists()
+
+    def leave_wanted(self) -> bool:
+        if not self._watched:
+            return False
+        import ray.train
+
+        before, self._leaving = self._leaving, ray.train.get_preemption_info()
+        return self._leaving not in (None, before)
 
     def metrics(self, line: dict[str, Any]) -> None:
         assert self._file is not None
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
-    def report(self, line: dict[str, Any], write: Callable[[Path], None] | None) -> None:
+    def checkpoint_folder(self, step: int) -> Path:
+        return self._folder / GROUP / f"step_{step:08d}"
+
+    def report(self, line: dict[str, Any], checkpoint: Path | None) -> None:
         import ray.train
 
-        if write is None:
+        if checkpoint is None:
             ray.train.report(line)
             return
-        with storage.draft_folder(str(self._folder)) as here:
-            write(here)
-            ray.train.report(line, checkpoint=ray.train.Checkpoint.from_directory(str(here)))
+        ray.train.report(
+            line,
+            checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)),
+            checkpoint_dir_name=checkpoint.name,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,  # it is in its place
+        )
+
+    def _checkpoints_after(self, step: int) -> list[Path]:
+        """Folders of checkpoints that were begun and never reported: a kill came first."""
+        newest = self.checkpoint_folder(step).name
+        return [found for found in (self._folder / GROUP).glob("step_*") if found.name > newest]

@@ -39,6 +39,7 @@ def run_workers(
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    least, most = spec.worker_range
     resources = {"CPU": spec.cpus_per_worker}
     if spec.gpus_per_worker:
         resources["GPU"] = spec.gpus_per_worker
@@ -47,7 +48,9 @@ def run_workers(
         train_loop_config=dict(config),
         torch_config=TorchConfig(backend="nccl" if spec.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=spec.num_workers, use_gpu=bool(spec.gpus_per_worker), resources_per_worker=resources
+            num_workers=most if least == most else (least, most),
+            use_gpu=bool(spec.gpus_per_worker),
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
             name=GROUP,

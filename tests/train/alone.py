@@ -32,28 +32,33 @@ ODD = "Ω"
 
 
 class Memory:
-    """Hooks that keep everything."""
+    """Hooks that keep everything but the checkpoints, which are overwritten."""
 
-    checkpoints = "memory"
-
-    def __init__(self) -> None:
+    def __init__(self, checkpoints: Path) -> None:
+        self.checkpoints = str(checkpoints)
         self.lines: list[dict[str, Any]] = []
         self.reports: list[tuple[int, bool]] = []
 
     def stop_wanted(self) -> bool:
         return False
 
+    def leave_wanted(self) -> bool:
+        return False
+
     def metrics(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
 
-    def report(self, line: dict[str, Any], write: Callable[[Path], None] | None) -> None:
-        self.reports.append((line["step"], write is not None))
+    def checkpoint_folder(self, step: int) -> Path:
+        return Path(self.checkpoints)
+
+    def report(self, line: dict[str, Any], checkpoint: Path | None) -> None:
+        self.reports.append((line["step"], checkpoint is not None))
 
 
 def train(job: tuple[TrainSpec, Path, float | None]) -> dict[str, Any]:
     spec, export_to, deadline = job
     torch.set_num_threads(1)
-    hooks, ticks = Memory(), iter(range(1000))
+    hooks, ticks = Memory(export_to.with_name(f"{export_to.name}-checkpoint")), iter(range(1000))
     try:
         outcome = loop.run(
             spec,

@@ -20,6 +20,7 @@ from tiny_training import base
 from trouble import Trouble
 
 from llmray import artifact
+from llmray.errors import UnavailableError
 from llmray.train import loop
 from llmray.train.divergence import DivergedError
 from llmray.train.engine import Place
@@ -34,6 +35,9 @@ class Job:
     resume_from: Path | None = None
     deadline: float | None = None
     weights_lost: bool = False
+    copies: bool = True
+    """Whether memory has room for the copy of a checkpoint."""
+    hooks: "type[Folder]" = field(default_factory=lambda: Folder)
     stop_after: int | None = None
     """Lines of metrics of rank 0 after which it is told to stop."""
 
@@ -50,14 +54,17 @@ class Folder:
     def stop_wanted(self) -> bool:
         return len(self.lines) == self.stop_after
 
+    def leave_wanted(self) -> bool:
+        return False
+
     def metrics(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
 
-    def report(self, line: dict[str, Any], write: Callable[[Path], None] | None) -> None:
-        if write is not None:
-            here = Path(self.checkpoints) / str(line["step"])
-            here.mkdir(parents=True, exist_ok=True)
-            write(here)
+    def checkpoint_folder(self, step: int) -> Path:
+        return Path(self.checkpoints) / str(step)
+
+    def report(self, line: dict[str, Any], checkpoint: Path | None) -> None:
+        if checkpoint is not None:
             self.saved.append(line["step"])
 
 
@@ -71,7 +78,9 @@ def run_rank(job: Job, folder: Path, rank: int, answers: "SimpleQueue[tuple[int,
     loop.load_model = job.trouble.around(loop.load_model)
     if job.weights_lost:
         loop.weights_are_lost = lambda _: rank == world_size - 1
-    hooks = Folder(folder / "checkpoints", job.stop_after)
+    if not job.copies:
+        loop.room_for_copy = lambda *_, **__: 0
+    hooks = job.hooks(folder / "checkpoints", job.stop_after)
     answer: dict[str, Any] = {}
     try:
         outcome = loop.run(
@@ -86,6 +95,8 @@ def run_rank(job: Job, folder: Path, rank: int, answers: "SimpleQueue[tuple[int,
         answer = {"outcome": asdict(outcome)}
     except DivergedError as error:
         answer = {"diverged": str(error)}
+    except UnavailableError as error:
+        answer = {"unavailable": str(error)}
     answers.put((rank, {**answer, "lines": hooks.lines, "saved": hooks.saved}))
 
 
@@ -102,7 +113,7 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         process.join()
     assert [process.exitcode for process in processes] == [0 for _ in ranks], folder.name
     by_rank = dict(answers.get() for _ in ranks)
-    return {**by_rank[0], "all": [by_rank[rank].get("diverged") for rank in ranks]}
+    return {**by_rank[0], "all": [by_rank[rank].get("diverged", by_rank[rank].get("unavailable")) for rank in ranks]}
 
 
 def changed(folder: Path, model: artifact.Artifact, change: Callable[[Any], Any]) -> str:

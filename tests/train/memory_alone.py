@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import resource
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +43,22 @@ class Peak:
 
     bytes = 0
 
+    def __init__(self, checkpoints: Path) -> None:
+        self.checkpoints = str(checkpoints)
+
     def stop_wanted(self) -> bool:
+        return False
+
+    def leave_wanted(self) -> bool:
         return False
 
     def metrics(self, line: dict[str, Any]) -> None:
         self.bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    def report(self, line: dict[str, Any], write: Callable[[Path], None] | None) -> None:
+    def checkpoint_folder(self, step: int) -> Path:
+        return Path(self.checkpoints)
+
+    def report(self, line: dict[str, Any], checkpoint: Path | None) -> None:
         pass
 
 
@@ -61,7 +69,7 @@ def measure(job: tuple[TrainSpec, Path, bool]) -> int:
         assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16), "no glibc"
     touch(spec)
     before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    peak = Peak()
+    peak = Peak(export_to.with_name(f"{export_to.name}-checkpoint"))
     loop.run(spec, Place(), peak, resume_from=None, export_to=export_to)
     return peak.bytes - before
 

@@ -3,18 +3,63 @@
 Reads the URI of a snapshot and a folder, and prints what came of each run as JSON, by name.
 """
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-from diverging_alone import Job, run
+from diverging_alone import Folder, Job, run
 from tiny_training import base
 
 from llmray import artifact
+from llmray.train.checkpoint import TAG, Progress
+from llmray.train.engine import load_shape
+from llmray.train.memory import checkpoint_bytes
+from llmray.train.saver import Saver
 from llmray.train.spec import TrainSpec
+
+
+class Slow(Folder):
+    """What rank 0 writes of the checkpoint of step 2 is held up until step 4 was taken."""
+
+    def __init__(self, folder: Path, stop_after: int | None) -> None:
+        super().__init__(folder, stop_after)
+        self._go, write = Event(), Saver._write
+
+        def held(saver: Saver, folder: Path, progress: Progress, parts: list[Callable[[], None]]) -> None:
+            if progress.step == 2 and saver._place.rank == 0:
+                self._go.wait()
+            write(saver, folder, progress, parts)
+
+        Saver._write = held
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        super().metrics({**line, "saved": list(self.saved)})
+        if line["step"] == 4:
+            self._go.set()
+
+
+class Full(Folder):
+    """The disk of rank 1 is full when the checkpoint of step 4 is written."""
+
+    def checkpoint_folder(self, step: int) -> Path:
+        here = super().checkpoint_folder(step)
+        if step == 4:
+            (here / TAG).mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                (here / TAG / "zero_pp_rank_1_mp_rank_00_optim_states.pt").symlink_to("/dev/full")
+        return here
+
+
+class Leaving(Folder):
+    """After three steps rank 0 hears that its machine will be taken away."""
+
+    def leave_wanted(self) -> bool:
+        return len(self.lines) == 3
 
 
 def chain(name: str, spec: TrainSpec, root: Path) -> dict[str, Job]:
@@ -41,13 +86,18 @@ def jobs(model: artifact.Artifact, data_uri: str, root: Path) -> Mapping[str, Jo
     for before, now in ((2, 3), (3, 2)):
         begun = root / f"full{before}" / "checkpoints" / "2"
         made[f"from{before}_three{now}"] = Job(spec=replace(three, zero=now), resume_from=begun)
+    made["slow"] = Job(spec=replace(spec, zero=2), hooks=Slow)
+    made["full"] = Job(spec=replace(spec, zero=2), hooks=Full)
+    made["leaving"] = Job(spec=replace(spec, zero=2, checkpoint_every=100), hooks=Leaving, copies=False)
     made["same"] = Job(spec=replace(spec, zero=3), resume_from=root / "full3" / "checkpoints" / "4")
     return made
 
 
 def main(data_uri: str, root: Path) -> dict[str, Any]:
     model = base(root, artifact.load(data_uri))
-    return {name: run(job, root / name) for name, job in jobs(model, data_uri, root).items()}
+    wanted, shape = jobs(model, data_uri, root), load_shape(model.uri)
+    made = {name: run(job, root / name) for name, job in wanted.items()}
+    return {**made, "foreseen": {name: checkpoint_bytes(shape, job.spec, 2) for name, job in wanted.items()}}
 
 
 if __name__ == "__main__":

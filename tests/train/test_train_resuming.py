@@ -71,3 +71,38 @@ def test_three_workers_go_on_from_two_under_another_stage(
 def test_on_as_many_workers_it_is_the_same_run_to_the_bit(runs: dict[str, Any]) -> None:
     straight = losses(runs["full3"])
     assert losses(runs["same"]) == {5: straight[5], 6: straight[6]}
+
+
+def test_steps_are_taken_while_a_checkpoint_is_written_and_it_counts_once_all_ranks_have(runs: dict[str, Any]) -> None:
+    slow = runs["slow"]
+    assert [line["saved"] for line in slow["lines"]][:5] == [[], [], [], [], [2]]
+    assert slow["saved"] == [2, 4, 6]
+    assert losses(slow) == losses(runs["full2"])
+    assert slow["outcome"]["seconds"]["checkpoints"] > 0
+
+
+def test_a_full_disk_of_one_rank_ends_the_run_on_all(runs: dict[str, Any]) -> None:
+    full = runs["full"]
+    assert full["saved"] == [2]
+    assert [line["step"] for line in full["lines"]][:4] == [1, 2, 3, 4]
+    assert len(set(full["all"])) == 1
+    assert "checkpoints/4: the disk is full" in full["unavailable"]
+
+
+def test_a_machine_that_will_be_taken_away_has_the_next_step_saved(runs: dict[str, Any]) -> None:
+    assert runs["leaving"]["saved"] == [4, 6]
+
+
+def test_without_room_for_the_copy_the_same_files_are_written_at_once(runs: dict[str, Any], folder: Path) -> None:
+    assert losses(runs["leaving"]) == losses(runs["full2"])
+    ours, theirs = (folder / name / "checkpoints" / "4" / "deepspeed" for name in ("leaving", "full2"))
+    files = sorted(file.name for file in theirs.iterdir())
+    assert len(files) == 3
+    assert [(ours / name).read_bytes() == (theirs / name).read_bytes() for name in files] == [True] * 3
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_part_of_rank_0_is_as_large_as_foreseen(runs: dict[str, Any], folder: Path, name: str) -> None:
+    files = (folder / name / "checkpoints" / "2" / "deepspeed").iterdir()
+    written = sum(file.stat().st_size for file in files if "pp_rank_1_" not in file.name)
+    assert written == pytest.approx(runs["foreseen"][name], rel=0.1, abs=20_000), "and names, a few KB"

@@ -34,6 +34,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"mix": 1.0}, r"train\.mix \(1\.0\) must be at least 0 and below 1: try"),
     ({"checkpoint_every": 0}, r"train\.checkpoint_every"),
     ({"divergence_sigmas": -1.0}, r"train\.divergence_sigmas \(-1\.0\) must be zero or more"),
+    ({"min_workers": -1}, r"train\.min_workers \(-1\) must be zero or more"),
+    ({"min_workers": 3}, r"train\.min_workers \(3\) must be at most train\.num_workers \(2\)"),
+    (
+        {"min_workers": 1, "num_workers": 4, "micro_batch": 2},
+        r"allows 3 workers, .* \(8\) evenly: set it to 4 or more, or choose another train\.accumulation",
+    ),
     ({"divergence_steps": 0}, r"train\.divergence_steps \(0\) must be above zero"),
     ({"keep_checkpoints": 0}, r"train\.keep_checkpoints"),
     ({"objective": "pretrain", "method": "lora"}, r"use train\.method full"),
@@ -107,6 +113,20 @@ def test_a_number_written_as_an_integer_is_the_same_spec() -> None:
     """`TrainSpec(clip_norm=1)` equals `TrainSpec(clip_norm=1.0)`, so it may go on from its checkpoint."""
     assert TrainSpec(clip_norm=1) == TrainSpec(clip_norm=1.0)
     assert changed(TrainSpec(clip_norm=1).settings(), TrainSpec(clip_norm=1.0).settings()) == []
+
+
+def test_another_number_of_workers_shares_the_same_global_batch() -> None:
+    spec = TrainSpec(num_workers=4, min_workers=1, micro_batch=6, accumulation=2)
+    shared = {count: spec.on_workers(count) for count in range(1, 5)}
+    assert {count: (one.num_workers, one.micro_batch, one.accumulation) for count, one in shared.items()} == {
+        1: (1, 6, 8),
+        2: (2, 6, 4),
+        3: (3, 4, 4),
+        4: (4, 6, 2),
+    }
+    assert all(changed(one.settings(), spec.settings()) == [] for one in shared.values())
+    assert spec.worker_range == (1, 4)
+    assert replace(spec, min_workers=0).worker_range == (4, 4)
 
 
 def test_a_checkpoint_tells_where_the_run_stood(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def trial_spec(spec: TrainSpec, search: TuneSpec) -> TrainSpec:
     return replace(
         spec,
         num_workers=workers,
+        min_workers=0,
         accumulation=rounds,
         checkpoint_every=spec.max_steps,
         eval_every=spec.eval_every or max(1, spec.max_steps // _LOOKS),
