@@ -72,11 +72,19 @@ def train_blocks(spec: TrainSpec, tokenizer: Any) -> Blocks:
 
 
 def heldout_blocks(spec: TrainSpec, tokenizer: Any) -> list[Block]:
-    """The first `spec.eval_rows` held-out rows of the objective's shape, packed; none if there are none."""
+    """The first `spec.eval_rows` held-out rows of the objective's shape, packed; none if there are none.
+
+    Raises:
+        InputError: there are none, and the spec decides by them.
+    """
     if not spec.eval_rows:
         return []
     shape = "messages" if spec.objective == "sft" else "text"
     rows = read_rows(spec.data, shape=shape, split="validation", limit=spec.eval_rows)
+    if not rows and spec.needs_heldout:
+        raise InputError(
+            f"{spec.data} has no validation rows of shape {shape!r}, by which train.patience and train.export best go"
+        )
     return _pack(spec, tokenizer, shape, rows)[0]
 
 

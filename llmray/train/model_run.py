@@ -78,7 +78,7 @@ class ModelRun:
     checkpoint_every: int = field(default=50, metadata=PLACE)
     """Steps between checkpoints; the last step always writes one."""
     keep_checkpoints: int = field(default=2, metadata=PLACE)
-    """Newest checkpoints kept in the run folder; alignment keeps two at least."""
+    """Newest checkpoints kept in the run folder; alignment keeps two at least, and `export` best the best and the newest."""
     seed: int = 0
     """Seed of the order of the data, of adapters and of dropout."""
 
@@ -130,6 +130,11 @@ class ModelRun:
     def global_batch(self) -> int:
         """Texts in one optimizer step, over all workers."""
         return self.num_workers * self.micro_batch * self.accumulation
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether checkpoints are kept by their score as well, and not only the newest."""
+        return False
 
     def identity(self) -> dict[str, object]:
         """What can change the weights beyond rounding: what a cache key or a manifest wants."""

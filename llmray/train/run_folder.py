@@ -119,6 +119,7 @@ def following(
             yield
     finally:
         follower.poll()
+        follower.say_last()
 
 
 class _Follower:
@@ -132,6 +133,7 @@ class _Follower:
     ) -> None:
         self._path, self._on_report, self._log, self._describe = path, on_report, log, describe
         self._max_steps, self._step, self._logged_at = max_steps, 0, 0.0
+        self._unsaid: Line | None = None
 
     def poll(self) -> None:
         try:
@@ -145,10 +147,15 @@ class _Follower:
             self._step = line["step"]
             if self._on_report is not None:
                 self._on_report(line)
-            now = time.monotonic()
-            if now - self._logged_at >= _SAY_EVERY_S or line["step"] == self._max_steps:
-                self._logged_at = now
-                self._log.info("%s", self._describe(line))
+            self._unsaid = line
+            if time.monotonic() - self._logged_at >= _SAY_EVERY_S or line["step"] == self._max_steps:
+                self.say_last()
+
+    def say_last(self) -> None:
+        """Log the last line that was read, once."""
+        if self._unsaid is not None:
+            self._log.info("%s", self._describe(self._unsaid))
+            self._unsaid, self._logged_at = None, time.monotonic()
 
 
 def too_high(line: Line) -> str:

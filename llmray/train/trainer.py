@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from llmray.train import frame
 from llmray.train.checkpoint import steps_done
 from llmray.train.run_folder import EXPORT, GROUP, METRICS, STOP, Line, OnReport, finite, reopen_metrics, too_high
 from llmray.train.spec import TrainSpec
+from llmray.train.workers import SCORE, score
 
 if TYPE_CHECKING:
     from llmray.train.engine import Place
@@ -35,7 +36,9 @@ class TrainResult:
     train_loss: float
     """Loss of the last step, in nats per trained token."""
     heldout_loss: float
-    """The same over held-out rows; NaN where the snapshot has none."""
+    """The same over held-out rows, of the weights in the artifact; NaN where the snapshot has none."""
+    exported_step: int
+    """Step whose weights the artifact has; an earlier one than `steps` where `train.export` best found it."""
     tokens: int
     """Tokens trained on, padding left out."""
     core_seconds: float
@@ -95,6 +98,7 @@ def train(
         steps=report["steps"],
         train_loss=math.nan if report["train_loss"] is None else report["train_loss"],
         heldout_loss=math.nan if report["heldout_loss"] is None else report["heldout_loss"],
+        exported_step=report["exported_step"],
         tokens=report["tokens"],
         core_seconds=report["core_seconds"],
         gpu_seconds=report["gpu_seconds"],
@@ -123,6 +127,7 @@ def _report(outcome: Mapping[str, Any], _: Path, __: TrainSpec) -> dict[str, Any
         "steps": progress["step"],
         "train_loss": finite(progress["train_loss"]),
         "heldout_loss": finite(outcome["heldout_loss"]),
+        "exported_step": outcome["exported_step"],
         "tokens": progress["meter"]["tokens"],
         "targets": progress["meter"]["targets"],
         "memory_bytes": outcome["memory"],
@@ -177,4 +182,14 @@ class _RayHooks:
             return
         with storage.draft_folder(str(self._folder)) as here:
             write(here)
-            ray.train.report(line, checkpoint=ray.train.Checkpoint.from_directory(str(here)))
+            checkpoint = ray.train.Checkpoint.from_directory(str(here))
+            ray.train.report({**line, SCORE: score(line)}, checkpoint=checkpoint)
+
+    @contextlib.contextmanager
+    def checkpoint_of(self, step: int) -> Iterator[Path]:
+        import ray.train
+
+        known = ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
+        newest = [one.checkpoint for one in known if one.metrics["step"] == step][-1]
+        with newest.as_directory() as folder:
+            yield Path(folder)

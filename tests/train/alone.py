@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ class Memory:
 
     def report(self, line: dict[str, Any], write: Callable[[Path], None] | None) -> None:
         self.reports.append((line["step"], write is not None))
+
+    def checkpoint_of(self, step: int) -> NoReturn:
+        raise NotImplementedError
 
 
 def train(job: tuple[TrainSpec, Path, float | None]) -> dict[str, Any]:

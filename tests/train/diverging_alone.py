@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -58,6 +59,9 @@ class Folder:
             here.mkdir(parents=True, exist_ok=True)
             write(here)
             self.saved.append(line["step"])
+
+    def checkpoint_of(self, step: int) -> AbstractContextManager[Path]:
+        return nullcontext(Path(self.checkpoints) / str(step))
 
 
 def run_rank(job: Job, folder: Path, rank: int, answers: "SimpleQueue[tuple[int, dict[str, Any]]]") -> None:
