@@ -41,8 +41,8 @@ class Job:
 class Folder:
     """Hooks that keep lines, and checkpoints by their step."""
 
-    def __init__(self, folder: Path, stop_after: int | None) -> None:
-        self.stop_after = stop_after
+    def __init__(self, folder: Path, job: Job) -> None:
+        self.stop_after, self.begun = job.stop_after, job.resume_from
         self.checkpoints = str(folder)
         self.lines: list[dict[str, Any]] = []
         self.saved: list[int] = []
@@ -61,7 +61,8 @@ class Folder:
             self.saved.append(line["step"])
 
     def checkpoint_of(self, step: int) -> AbstractContextManager[Path]:
-        return nullcontext(Path(self.checkpoints) / str(step))
+        ours = Path(self.checkpoints) / str(step)
+        return nullcontext(ours if ours.exists() or self.begun is None else self.begun.with_name(str(step)))
 
 
 def run_rank(job: Job, folder: Path, rank: int, answers: "SimpleQueue[tuple[int, dict[str, Any]]]") -> None:
@@ -74,7 +75,7 @@ def run_rank(job: Job, folder: Path, rank: int, answers: "SimpleQueue[tuple[int,
     loop.load_model = job.trouble.around(loop.load_model)
     if job.weights_lost:
         loop.weights_are_lost = lambda _: rank == world_size - 1
-    hooks = Folder(folder / "checkpoints", job.stop_after)
+    hooks = Folder(folder / "checkpoints", job)
     answer: dict[str, Any] = {}
     try:
         outcome = loop.run(

@@ -12,6 +12,7 @@ from typing import Any
 
 from diverging_alone import Job, run
 from tiny_training import base
+from trouble import Trouble
 
 from llmray import artifact
 from llmray.train.spec import TrainSpec
@@ -28,6 +29,20 @@ def chain(name: str, spec: TrainSpec, root: Path) -> dict[str, Job]:
     }
 
 
+def best(spec: TrainSpec, root: Path) -> dict[str, Job]:
+    """From the fifth step on it learns the reverse; again from its second step, and from its end on one worker."""
+    watched = replace(
+        spec, max_steps=20, checkpoint_every=100, eval_rows=64, eval_every=2, patience=2, export="best", divergence_sigmas=0
+    )  # fmt: skip
+    reverse = dict.fromkeys(range(5, 21), -1.0)
+    begun = root / "best" / "checkpoints"
+    return {
+        "best": Job(spec=watched, trouble=Trouble(scale=reverse)),
+        "best_again": Job(spec=watched, trouble=Trouble(scale=reverse, passes=2), resume_from=begun / "2"),
+        "best_alone": Job(spec=replace(watched, num_workers=1, accumulation=2), resume_from=begun / "8"),
+    }
+
+
 def jobs(model: artifact.Artifact, data_uri: str, root: Path) -> Mapping[str, Job]:
     spec = TrainSpec(
         model=model.uri, data=data_uri, num_workers=2, max_length=96, micro_batch=3, max_steps=6, lr=1e-2,
@@ -41,6 +56,7 @@ def jobs(model: artifact.Artifact, data_uri: str, root: Path) -> Mapping[str, Jo
     for before, now in ((2, 3), (3, 2)):
         begun = root / f"full{before}" / "checkpoints" / "2"
         made[f"from{before}_three{now}"] = Job(spec=replace(three, zero=now), resume_from=begun)
+    made |= best(spec, root)
     made["same"] = Job(spec=replace(spec, zero=3), resume_from=root / "full3" / "checkpoints" / "4")
     return made
 
