@@ -8,6 +8,8 @@ from typing import Any
 
 from llmray import console
 from llmray.flow.lifecycle import PRODUCTION, Outcome
+from llmray.prices import price_list
+from llmray.prices import text as prices_text
 
 
 def text(outcome: Outcome) -> str:
@@ -32,11 +34,17 @@ def text(outcome: Outcome) -> str:
 def headline(outcome: Outcome) -> str:
     """One line: what, how long, how much."""
     cached = sum(step.status == "cached" for step in outcome.steps)
-    cores = sum(one.core_seconds for one in outcome.spend)
     return (
-        f"{outcome.config.name}: once round in {duration(outcome.seconds)}, {cores:,.0f} core-seconds, "
+        f"{outcome.config.name}: once round in {duration(outcome.seconds)}, {spent(outcome)}, "
         f"{len(outcome.steps) - cached} steps run, {cached} taken from the cache (run {outcome.run_id})"
     )
+
+
+def spent(outcome: Outcome) -> str:
+    """What it all cost: core-seconds, and money where there is a price list."""
+    cores, money = (sum(getattr(one, unit) for one in outcome.spend) for unit in ("core_seconds", "money"))
+    priced = {"money": money, "currency": currency} if (currency := price_list().currency) else {}
+    return ", ".join(filter(None, [f"{cores:,.0f} core-seconds", prices_text(priced)]))
 
 
 def costs(outcome: Outcome) -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from llmray import artifact, storage
 from llmray.artifact import Artifact
 from llmray.errors import LLMRayError, NotFoundError, StoppedError
+from llmray.prices import PriceList, price_list
 from llmray.train.model_run import ModelRun
 from llmray.train.run_folder import (
     EXPORT,
@@ -90,17 +91,18 @@ def run(
     folder = claim(run_dir, spec.settings())
     if (done := _finished(folder)) is not None:
         return done
+    prices = price_list()
     with stopping_on_sigterm(folder) if work.stops else contextlib.nullcontext():
         outcome = _outcome(
             work, spec, folder, began, on_report=on_report, deadline_s=deadline_s, callbacks=callbacks,
-            max_failures=max_failures,
+            max_failures=max_failures, prices=prices,
         )  # fmt: skip
         if (step := outcome.get("resumes_at")) is not None:
             raise StoppedError(
                 f"{spec.option} was told to end, and did at a checkpoint: the same call with run_dir {run_dir} goes on "
                 f"from step {step} of {spec.max_steps}"
             )
-        done = _publish(work, spec, folder, outcome, root_uri=root_uri, began=began)
+        done = _publish(work, spec, folder, outcome, root_uri=root_uri, began=began, prices=prices)
         if work.stops and (folder / STOP).exists():
             raise StoppedError(
                 f"{spec.option} was told to end when it was at its end: the same call with run_dir {run_dir} returns "
@@ -119,6 +121,7 @@ def _outcome(
     deadline_s: float | None,
     callbacks: Sequence[Any],
     max_failures: int,
+    prices: PriceList,
 ) -> Outcome:
     """What the workers bring back; meanwhile their metrics are followed."""
     with following(
@@ -134,6 +137,7 @@ def _outcome(
                 "spec": asdict(spec),
                 "folder": str(folder),
                 "deadline": None if deadline_s is None else began + deadline_s,
+                "prices": asdict(prices),
             },
             spec,
             folder=folder,
@@ -143,11 +147,18 @@ def _outcome(
 
 
 def _publish(
-    work: Work[SpecT], spec: SpecT, folder: Path, outcome: Outcome, *, root_uri: str | None, began: float
+    work: Work[SpecT],
+    spec: SpecT,
+    folder: Path,
+    outcome: Outcome,
+    *,
+    root_uri: str | None,
+    began: float,
+    prices: PriceList,
 ) -> Finished:
     report = {
         **work.report(outcome, folder, spec),
-        **_cost(outcome, spec, began=began, wall=time.time() - began),
+        **_cost(outcome, spec, began=began, wall=time.time() - began, prices=prices),
         "data": outcome["counts"],
     }
     with artifact.draft("model", root_uri=root_uri) as draft:
@@ -196,11 +207,15 @@ def _finished(folder: Path) -> Finished | None:
     return None
 
 
-def _cost(outcome: Outcome, spec: ModelRun, *, began: float, wall: float) -> dict[str, Any]:
+def _cost(outcome: Outcome, spec: ModelRun, *, began: float, wall: float, prices: PriceList) -> dict[str, Any]:
     seconds = {"startup": outcome["started"] - began, **outcome["seconds"]}
     seconds["rest"] = wall - sum(seconds.values())
-    return {
+    used = {
         "core_seconds": round(wall * spec.num_workers * spec.cpus_per_worker, 3),
         "gpu_seconds": round(wall * spec.num_workers * spec.gpus_per_worker, 3),
+    }
+    return {
+        **used,
+        **prices.figures(**used),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
     }

@@ -10,12 +10,15 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmray import storage
 from llmray.artifact import Artifact
 from llmray.errors import LLMRayError
+from llmray.prices import PriceList
+from llmray.prices import text as money_text
 from llmray.train import frame
 from llmray.train.checkpoint import steps_done
 from llmray.train.run_folder import EXPORT, GROUP, METRICS, STOP, Line, OnReport, finite, reopen_metrics, too_high
@@ -45,6 +48,8 @@ class TrainResult:
     """Cores set aside times seconds, startup included."""
     gpu_seconds: float
     """GPUs set aside times seconds, startup included."""
+    money: float | None
+    """What both cost by the price list of the home; None without one."""
     metrics_path: str
     """The `metrics.jsonl` with a line a step."""
     seconds: dict[str, float]
@@ -102,6 +107,7 @@ def train(
         tokens=report["tokens"],
         core_seconds=report["core_seconds"],
         gpu_seconds=report["gpu_seconds"],
+        money=report.get("money"),
         metrics_path=done.metrics_path,
         seconds=report["seconds"],
         stopped_early=report["stopped_early"],
@@ -115,9 +121,10 @@ def progress_text(line: Line, spec: TrainSpec) -> str:
     if line["core_seconds"]:
         per_step = line["core_seconds"] / (spec.num_workers * spec.cpus_per_worker) / line["step"]
         left = f", {per_step * (spec.max_steps - line['step']):.0f} s left"
+    spent = f", {paid} so far" if (paid := money_text(line)) else ""
     return (
         f"step {line['step']}/{spec.max_steps}, loss {line['loss']:.3f}{too_high(line)}{heldout}, "
-        f"{line['tokens_per_s']:,.0f} tokens/s{left}"
+        f"{line['tokens_per_s']:,.0f} tokens/s{left}{spent}"
     )
 
 
@@ -137,13 +144,13 @@ def _report(outcome: Mapping[str, Any], _: Path, __: TrainSpec) -> dict[str, Any
 
 def _worker(config: dict[str, Any]) -> dict[str, Any] | LLMRayError:
     """What every worker runs."""
-    return frame.in_worker(config, TrainSpec, _train)
+    return frame.in_worker(config, TrainSpec, partial(_train, prices=PriceList(**config["prices"])))
 
 
 WORK = frame.Work(worker=_worker, describe=progress_text, report=_report, stops=True)
 
 
-def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None) -> "Outcome":
+def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None, *, prices: PriceList) -> "Outcome":
     import ray.train
 
     from llmray.train import loop
@@ -151,15 +158,15 @@ def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None
     checkpoint = ray.train.get_checkpoint()
     with contextlib.ExitStack() as stack:
         resume_from = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
-        hooks = _RayHooks(folder, place.rank, resume_from)
+        hooks = _RayHooks(folder, place.rank, resume_from, prices)
         return loop.run(spec, place, hooks, resume_from=resume_from, export_to=folder / EXPORT, deadline=deadline)
 
 
 class _RayHooks:
     """Checkpoints through Ray Train, metrics to a file by rank 0; see `loop.Hooks`."""
 
-    def __init__(self, folder: Path, rank: int, resume_from: Path | None) -> None:
-        self._folder, self.checkpoints = folder, f"{folder}/{GROUP}"
+    def __init__(self, folder: Path, rank: int, resume_from: Path | None, prices: PriceList) -> None:
+        self._folder, self._prices, self.checkpoints = folder, prices, f"{folder}/{GROUP}"
         self._file = None
         if rank == 0:
             shutil.rmtree(folder / EXPORT, ignore_errors=True)
@@ -171,7 +178,8 @@ class _RayHooks:
 
     def metrics(self, line: dict[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(line) + "\n")
+        paid = self._prices.figures(core_seconds=line["core_seconds"], gpu_seconds=line["gpu_seconds"])
+        self._file.write(json.dumps({**line, **paid}) + "\n")
         self._file.flush()
 
     def report(self, line: dict[str, Any], write: Callable[[Path], None] | None) -> None:

@@ -131,6 +131,15 @@ def test_a_run_ends_in_a_model_that_says_what_it_cost_and_what_it_was_made_of(gr
     assert made.report["core_seconds"] == pytest.approx(6 * sum(seconds.values()), abs=0.03)
 
 
+def test_what_it_cost_is_said_in_money_where_there_is_a_price_list(
+    group: Group, tmp_path: Path, llmray_home: Path
+) -> None:
+    llmray_home.mkdir(exist_ok=True)
+    (llmray_home / "prices.yaml").write_text("{currency: EUR, core_hour: 3600}")
+    report = frame.run(WORK, SPEC, run_dir=str(tmp_path / "run"), root_uri=str(tmp_path)).report
+    assert (report["money"], report["currency"]) == (pytest.approx(report["core_seconds"]), "EUR")
+
+
 def test_metrics_lie_outside_the_digest(group: Group, tmp_path: Path) -> None:
     one, two = (frame.run(WORK, SPEC, run_dir=str(tmp_path / name), root_uri=str(tmp_path)) for name in "ab")
     assert one.artifact == two.artifact
