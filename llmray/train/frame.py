@@ -33,6 +33,7 @@ from llmray.train.run_folder import (
     parents_of,
     stopping_on_sigterm,
 )
+from llmray.train.sinks import TENSORBOARD, check_sinks, feeding
 from llmray.train.workers import begin_worker, run_workers
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def run(
     folder = claim(run_dir, spec.settings())
     if (done := _finished(folder)) is not None:
         return done
+    check_sinks(spec.report_to, option=spec.option)
     prices = price_list()
     with stopping_on_sigterm(folder) if work.stops else contextlib.nullcontext():
         outcome = _outcome(
@@ -124,12 +126,15 @@ def _outcome(
     prices: PriceList,
 ) -> Outcome:
     """What the workers bring back; meanwhile their metrics are followed."""
-    with following(
-        folder / METRICS,
-        on_report=on_report,
-        log=logger,
-        describe=lambda line: f"{spec.option}: {work.describe(line, spec)}",
-        max_steps=spec.max_steps,
+    with (
+        following(
+            folder / METRICS,
+            on_report=on_report,
+            log=logger,
+            describe=lambda line: f"{spec.option}: {work.describe(line, spec)}",
+            max_steps=spec.max_steps,
+        ),
+        feeding(spec.report_to, folder=folder, option=spec.option, settings=spec.identity()),
     ):
         return run_workers(
             work.worker,
@@ -164,11 +169,14 @@ def _publish(
     with artifact.draft("model", root_uri=root_uri) as draft:
         shutil.copytree(folder / EXPORT, draft.folder, dirs_exist_ok=True)
         shutil.copy(folder / METRICS, draft.folder / METRICS)
+        events = [f"{TENSORBOARD}/{file.name}" for file in (folder / TENSORBOARD).glob("*")]
+        for event in events:
+            storage.write_bytes(str(draft.folder / event), (folder / event).read_bytes())
         model = draft.seal(
             parents=parents_of({"base": spec.model, "data": spec.data}),
             config={spec.option: spec.identity()},
             report=report,
-            outside_digest=(METRICS,),
+            outside_digest=(METRICS, *events),
         )
     if not outcome.get("stopped_early"):
         storage.write_bytes(str(folder / RESULT), json.dumps({"uri": model.uri, "report": report}).encode())

@@ -79,6 +79,8 @@ class ModelRun:
     """Steps between checkpoints; the last step always writes one."""
     keep_checkpoints: int = field(default=2, metadata=PLACE)
     """Newest checkpoints kept in the run folder; alignment keeps two at least, and `export` best the best and the newest."""
+    report_to: tuple[str, ...] = field(default=("tensorboard",), metadata=PLACE)
+    """Where figures go beside metrics.jsonl: tensorboard, mlflow, wandb, or a `module:attribute` of your own."""
     seed: int = 0
     """Seed of the order of the data, of adapters and of dropout."""
 
