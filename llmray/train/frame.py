@@ -9,6 +9,7 @@ with hooks to override, whose story is told in two files by turns.
 import contextlib
 import json
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from llmray import artifact, storage
 from llmray.artifact import Artifact
-from llmray.errors import LLMRayError, NotFoundError, StoppedError
+from llmray.errors import InputError, LLMRayError, NotFoundError, StoppedError
 from llmray.prices import PriceList, price_list
+from llmray.train.card import CARD, render
 from llmray.train.model_run import ModelRun
 from llmray.train.run_folder import (
     EXPORT,
@@ -38,6 +40,8 @@ from llmray.train.workers import begin_worker, run_workers
 
 if TYPE_CHECKING:
     from llmray.train.engine import Place
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 logger = logging.getLogger(__name__)
 
@@ -166,17 +170,27 @@ def _publish(
         **_cost(outcome, spec, began=began, wall=time.time() - began, prices=prices),
         "data": outcome["counts"],
     }
+    parents = parents_of({"base": spec.model, "data": spec.data})
+    card = render(
+        option=spec.option,
+        settings=spec.identity(),
+        parents=parents,
+        report=report,
+        hub_id=spec.model if _HUB_ID.fullmatch(spec.model) and not storage.exists(spec.model) else None,
+        rows=_rows_of(spec.data),
+    )
     with artifact.draft("model", root_uri=root_uri) as draft:
         shutil.copytree(folder / EXPORT, draft.folder, dirs_exist_ok=True)
         shutil.copy(folder / METRICS, draft.folder / METRICS)
+        (draft.folder / CARD).write_text(card)
         events = [f"{TENSORBOARD}/{file.name}" for file in (folder / TENSORBOARD).glob("*")]
         for event in events:
             storage.write_bytes(str(draft.folder / event), (folder / event).read_bytes())
         model = draft.seal(
-            parents=parents_of({"base": spec.model, "data": spec.data}),
+            parents=parents,
             config={spec.option: spec.identity()},
             report=report,
-            outside_digest=(METRICS, *events),
+            outside_digest=(METRICS, CARD, *events),
         )
     if not outcome.get("stopped_early"):
         storage.write_bytes(str(folder / RESULT), json.dumps({"uri": model.uri, "report": report}).encode())
@@ -213,6 +227,14 @@ def _finished(folder: Path) -> Finished | None:
             model = artifact.load(saved["uri"])
             return Finished(artifact=model, report=saved["report"], metrics_path=str(folder / METRICS))
     return None
+
+
+def _rows_of(uri: str) -> Mapping[str, Any]:
+    """What a snapshot's report says of its rows; nothing where it says none."""
+    with contextlib.suppress(InputError):
+        rows = artifact.load(uri).report.get("rows", {})
+        return rows if isinstance(rows, Mapping) else {}
+    return {}
 
 
 def _cost(outcome: Outcome, spec: ModelRun, *, began: float, wall: float, prices: PriceList) -> dict[str, Any]:
