@@ -55,6 +55,9 @@ class PriceList:
         return {} if amount is None else {"money": round(amount, 6), "currency": self.currency}
 
 
+NO_PRICES = PriceList()
+
+
 def price_list() -> PriceList:
     """The list of this home; an empty one where there is none.
 
@@ -63,7 +66,7 @@ def price_list() -> PriceList:
     """
     uri = storage.join(storage.home(), FILE)
     if not storage.exists(uri):
-        return PriceList()
+        return NO_PRICES
     try:
         return PriceList(**(yaml.safe_load(storage.read_bytes(uri)) or {}))
     except (TypeError, yaml.YAMLError) as error:

@@ -48,17 +48,17 @@ def spent(outcome: Outcome) -> str:
 
 
 def costs(outcome: Outcome) -> str:
-    """A line a step: how often it ran and was taken from the cache, seconds, core-seconds."""
-    spent: dict[str, float] = {}
-    for one in outcome.spend:
-        spent[one.step] = spent.get(one.step, 0.0) + one.core_seconds
+    """A line a step: how often it ran and was taken from the cache, seconds, core-seconds, money if there are prices."""
+    currency = price_list().currency
+    units = {"core_seconds": "core-s", **({"money": currency} if currency else {})}
     rows: list[list[object]] = []
     for name in dict.fromkeys(step.step for step in outcome.steps):
         these = [step for step in outcome.steps if step.step == name]
         ran = [step for step in these if step.status == "done"]
         seconds = round(sum(step.seconds or 0.0 for step in ran), 1)
-        rows.append([name, len(ran), len(these) - len(ran), seconds, round(spent.get(name, 0.0))])
-    return console.table(["step", "ran", "cached", "seconds", "core-s"], rows)
+        used = [sum(getattr(one, unit) for one in outcome.spend if one.step == name) for unit in units]
+        rows.append([name, len(ran), len(these) - len(ran), seconds, round(used[0]), *used[1:]])
+    return console.table(["step", "ran", "cached", "seconds", *units.values()], rows)
 
 
 def findings(outcome: Outcome) -> list[tuple[str, str]]:
