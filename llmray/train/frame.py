@@ -138,9 +138,9 @@ def _outcome(
             describe=lambda line: f"{spec.option}: {work.describe(line, spec)}",
             max_steps=spec.max_steps,
         ),
-        feeding(spec.report_to, folder=folder, option=spec.option, settings=spec.identity()),
+        feeding(spec.report_to, folder=folder, option=spec.option, settings=spec.identity()) as tell,
     ):
-        return run_workers(
+        outcome = run_workers(
             work.worker,
             {
                 "spec": asdict(spec),
@@ -153,6 +153,10 @@ def _outcome(
             max_failures=max_failures,
             callbacks=callbacks,
         )
+        if outcome.get("resumes_at") is None:
+            report = work.report(outcome, folder, spec)
+            tell({"step": report["steps"], **report})
+        return outcome
 
 
 def _publish(

@@ -52,7 +52,7 @@ class Sink(Protocol):
     """Step up to which it has the figures from an earlier call; 0 for none."""
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Take the figures of a step; steps come in order, each once."""
+        """Take the figures of a step; steps come in order, each once, and at the end the last with what came of the run."""
 
     def close(self, *, done: bool) -> None:
         """Send what is still on its way.
@@ -76,20 +76,26 @@ def check_sinks(names: Sequence[str], *, option: str) -> None:
 
 
 @contextlib.contextmanager
-def feeding(names: Sequence[str], *, folder: Path, option: str, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Feed these sinks with the lines of metrics in a run folder until the block ends, and then with the rest."""
+def feeding(
+    names: Sequence[str], *, folder: Path, option: str, settings: Mapping[str, Any]
+) -> Iterator[Callable[[Line], None]]:
+    """Feed these sinks with the lines of metrics in a run folder until the block ends, and then with the rest.
+
+    Yields a function that takes what came of the run, with its last step, for the end.
+    """
     about = About(option=option, run_id=_run_id(folder), folder=folder, settings=settings)
     feeds = [_Feed(name, about) for name in names]
+    came_of_it: list[Line] = []
     done = False
     try:
         with contextlib.ExitStack() as stack:
             for feed in feeds:
                 stack.enter_context(ticking(feed.poll, every_s=_POLL_S, name=f"sink-{feed.name}"))
-            yield
+            yield came_of_it.append
         done = True
     finally:
         for feed in feeds:
-            feed.close(done=done)
+            feed.close(came_of_it, done=done)
 
 
 class _Feed:
@@ -104,9 +110,11 @@ class _Feed:
     def poll(self) -> None:
         self._try(self._feed)
 
-    def close(self, *, done: bool) -> None:
+    def close(self, came_of_it: Sequence[Line], *, done: bool) -> None:
         self.poll()
         if self._sink is not None:
+            for line in came_of_it:
+                self._try(partial(self._sink.write, line["step"], _figures(line, f"{self._about.option}/final")))
             self._try(partial(self._sink.close, done=done))
 
     def _feed(self) -> None:
@@ -216,9 +224,9 @@ class Wandb:
 _SINKS: Mapping[str, Any] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": Wandb}
 
 
-def _figures(line: Line, option: str) -> dict[str, float]:
+def _figures(line: Line, prefix: str) -> dict[str, float]:
     return {
-        f"{option}/{name}": float(value)
+        f"{prefix}/{name}": float(value)
         for name, value in line.items()
         if name != "step" and isinstance(value, int | float)
     }

@@ -46,8 +46,9 @@ def write(folder: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def fed(folder: Path, names: list[str], lines: list[dict[str, Any]]) -> None:
-    with feeding(names, folder=folder, option="train", settings={"lr": 0.5}):
+    with feeding(names, folder=folder, option="train", settings={"lr": 0.5}) as tell:
         write(folder, lines)
+        tell({"step": lines[-1]["step"], "heldout_loss": 1.5, "memory_bytes": {"peak": 1}})
 
 
 def test_a_sink_gets_every_number_of_every_step_once_over_two_calls(tmp_path: Path) -> None:
@@ -55,6 +56,7 @@ def test_a_sink_gets_every_number_of_every_step_once_over_two_calls(tmp_path: Pa
     fed(tmp_path, [MEMORY], LINES[:2])
     [given] = GIVEN.values()
     assert given.pop() == (1000, {"done": True})
+    assert given.pop() == (2, {"train/final/heldout_loss": 1.5})
     with pytest.raises(ZeroDivisionError), feeding([MEMORY], folder=tmp_path, option="train", settings={}):
         write(tmp_path, LINES[2:])
         raise ZeroDivisionError
