@@ -43,9 +43,8 @@ from llmray.train.engine import (
     weights_are_lost,
     zero3_loading,
 )
-from llmray.train.flops import flops_per_token, peak_flops_per_s
 from llmray.train.memory import check, peak_bytes, room_bytes
-from llmray.train.meter import Gauge, laps
+from llmray.train.meter import Gauge, gauge_of, laps
 from llmray.train.packing import IGNORED, Block, documents
 from llmray.train.schedule import learning_rate
 from llmray.train.spec import TrainSpec
@@ -141,18 +140,7 @@ def run(
         blocks=data.blocks,
         heldout=heldout,
         limits=Limits(guess=math.log(len(tokenizer)), sigmas=spec.divergence_sigmas, steps=spec.divergence_steps),
-        gauge=Gauge(
-            num_blocks=len(data.blocks),
-            max_length=spec.max_length,
-            device=place.device,
-            num_devices=place.world_size,
-            cores=spec.num_workers * spec.cpus_per_worker,
-            gpus=spec.num_workers * spec.gpus_per_worker,
-            flops_per_token=flops_per_token(shape, spec),
-            peak_flops_per_s=None
-            if place.device == "cpu"
-            else peak_flops_per_s(torch.cuda.get_device_name(place.device)),
-        ),
+        gauge=gauge_of(shape, spec, place, num_blocks=len(data.blocks)),
     )
     progress, resumes_at = _steps(job, progress, hooks, deadline, clock)
     seconds["steps"] = next(lap)
@@ -238,14 +226,7 @@ def _steps(
     while not _at_end(spec, progress):
         began = clock()
         batch = cursor.take(spec.global_batch)
-        lr = learning_rate(
-            progress.step,
-            peak=spec.lr,
-            max_steps=spec.max_steps,
-            warmup_fraction=spec.warmup_fraction,
-            schedule=spec.schedule,
-            decay_fraction=spec.decay_fraction,
-        )
+        lr = _lr(spec, progress.step)
         told = hooks.stop_wanted()
         if any_rank(told or (deadline is not None and clock() >= deadline), job.place):
             if saved < progress.step and not progress.watch.high_for:
@@ -282,8 +263,9 @@ def _steps(
             line["heldout_loss"] = loss = _heldout_loss(job)
             if isinstance(verdict, Fine):  # what cannot be saved is no best one
                 progress = replace(progress, heldout=progress.heldout.saw(loss, step=step))
-                best = spec.export == "best" and progress.heldout.lowest_step == step
-                wanted = wanted or best or _at_end(spec, progress)
+                is_lowest = progress.heldout.lowest_step == step
+                wanted = wanted or (spec.export == "best" and is_lowest) or _at_end(spec, progress)
+            line["best_step"] = progress.heldout.lowest_step
         if job.place.rank == 0:
             hooks.metrics(line)
         if wanted and isinstance(verdict, Fine):
@@ -329,6 +311,17 @@ def _judge(job: _Job, progress: Progress, taken: _Taken, *, saving: bool) -> tup
     if saving and isinstance(verdict, Fine) and any_rank(weights_are_lost(job.engine), job.place):
         verdict = Diverged(of="weights", value=math.nan)
     return verdict, watch
+
+
+def _lr(spec: TrainSpec, steps_done: int) -> float:
+    return learning_rate(
+        steps_done,
+        peak=spec.lr,
+        max_steps=spec.max_steps,
+        warmup_fraction=spec.warmup_fraction,
+        schedule=spec.schedule,
+        decay_fraction=spec.decay_fraction,
+    )
 
 
 def _dice(seed: int, step: int, rank: int) -> int:

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmray.train.flops import mfu
+from llmray.train.flops import flops_per_token, mfu, peak_flops_per_s
 from llmray.train.memory import peak_bytes
 from llmray.train.packing import Block
+from llmray.train.shape import Shape
+from llmray.train.spec import TrainSpec
 
 if TYPE_CHECKING:
     from llmray.train.checkpoint import Progress
+    from llmray.train.engine import Place
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +90,25 @@ class Gauge:
         if used is not None:
             line["mfu"] = round(used, 4)
         return {**line, "high_for": progress.watch.high_for} if progress.watch.high_for else line
+
+
+def gauge_of(shape: Shape, spec: TrainSpec, place: "Place", *, num_blocks: int) -> Gauge:
+    """The gauge of a run in this process."""
+    peak = None
+    if place.device != "cpu":
+        import torch
+
+        peak = peak_flops_per_s(torch.cuda.get_device_name(place.device))
+    return Gauge(
+        num_blocks=num_blocks,
+        max_length=spec.max_length,
+        device=place.device,
+        num_devices=place.world_size,
+        cores=spec.num_workers * spec.cpus_per_worker,
+        gpus=spec.num_workers * spec.gpus_per_worker,
+        flops_per_token=flops_per_token(shape, spec),
+        peak_flops_per_s=peak,
+    )
 
 
 def laps(clock: Callable[[], float]) -> Iterator[float]:

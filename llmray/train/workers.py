@@ -3,7 +3,6 @@
 What a user must mend comes back from a worker as a value and is raised here: raised there, Ray would try it again.
 """
 
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -78,13 +77,13 @@ def run_workers(
 
 
 def score(line: Line) -> float:
-    """The score of a checkpoint with that line of metrics: the lower its held-out loss, the higher.
+    """The score of a checkpoint with that line of metrics: the lower its held-out loss, the higher, if it was a new lowest.
 
-    Never left out, and never infinite: Ray takes a missing figure for the lowest there is (and so for the best, where
-    the lowest are kept), and its file of checkpoints has no infinity (2.60).
+    So no two have the same, and none outlives the best. Never left out, and never infinite: Ray takes a missing figure
+    for the lowest there is (and so for the best, where the lowest are kept), and its file of checkpoints has no infinity
+    (2.60).
     """
-    loss = line.get("heldout_loss", math.nan)
-    return -loss if math.isfinite(loss) else -sys.float_info.max
+    return -line["heldout_loss"] if line.get("best_step") == line["step"] else -sys.float_info.max
 
 
 def begin_worker(spec: ModelRun) -> "Place":

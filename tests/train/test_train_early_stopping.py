@@ -1,12 +1,34 @@
 """When the held-out losses end a run, and which weights they make the best."""
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_training import snapshot
 
+from llmray.errors import InputError
+from llmray.train.blocks import heldout_blocks
 from llmray.train.early_stopping import HeldoutWatch
+from llmray.train.spec import TrainSpec
+from llmray.train.workers import score
+
+
+def test_without_rows_to_go_by_it_is_refused(tmp_path: Path) -> None:
+    data = snapshot(tmp_path)
+    assert heldout_blocks(TrainSpec(data=data.uri), None) == []
+    with pytest.raises(InputError, match=r"has no validation rows of shape 'messages', by which train\.patience"):
+        heldout_blocks(TrainSpec(data=data.uri, eval_every=1, patience=1), None)
+
+
+def test_only_a_new_lowest_loss_is_a_score() -> None:
+    """A checkpoint with as low a loss, or none, does not outlive the best."""
+    lines = [{"step": 2, "heldout_loss": 1.5, "best_step": 2}, {"step": 4, "heldout_loss": 1.5, "best_step": 2}]
+    best, as_low, unmeasured = (score(line) for line in [*lines, {"step": 6}])
+    assert best == -1.5 > as_low == unmeasured
+    assert math.isfinite(unmeasured)
+
 
 losses = st.lists(st.floats(0, 10) | st.just(math.nan), max_size=12)
 
