@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     taken = {name: seconds / watch.steps / (os.cpu_count() or 1) for name, seconds in watch.seconds.items()}
     costs = {
         "rank 0 writes its metrics": waits["metrics"],
-        "rank 0 asks whether to stop": waits["stop_wanted"],
+        "rank 0 asks whether to stop or to leave": waits["stop_wanted"] + waits["leave_wanted"],
         "the driver follows, and Ray Train's controller polls": taken["driver and controller"],
     }
     share = sum(costs.values()) / step_s
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def timed_worker(config: dict[str, Any]) -> dict[str, Any] | LLMRayError:
     """As `trainer` has it, with clocks around the hooks of rank 0."""
-    calls: dict[str, list[float]] = {"metrics": [], "stop_wanted": [], "report": []}
+    calls: dict[str, list[float]] = {"metrics": [], "stop_wanted": [], "leave_wanted": []}
     ended: list[float] = []
 
     @contextmanager
@@ -107,9 +107,9 @@ def timed_worker(config: dict[str, Any]) -> dict[str, Any] | LLMRayError:
             with clock("stop_wanted"):
                 return super().stop_wanted()
 
-        def report(self, line: dict[str, Any], write: Callable[[Path], None] | None) -> None:
-            with clock("report"):
-                super().report(line, write)
+        def leave_wanted(self) -> bool:
+            with clock("leave_wanted"):
+                return super().leave_wanted()
 
     trainer._RayHooks = Timed  # type: ignore[misc]
     outcome = trainer._worker(config)

@@ -40,7 +40,7 @@ def llmray_loop(rank: int, folder: Path, spec: TrainSpec) -> Curve:
         def metrics(self, line: dict[str, Any]) -> None:
             super().metrics({**line, "ended": time.perf_counter()})
 
-    hooks = Stamped()
+    hooks = Stamped(folder)
     place = Place(rank=rank, world_size=spec.num_workers, ranks_on_node=spec.num_workers)
     loop.run(spec, place, hooks, resume_from=None, export_to=folder / "export")
     totals = [0, *(line["tokens"] for line in hooks.lines)]

@@ -71,24 +71,26 @@ def reshaped(folder: Path, base: Artifact, config: Any) -> str:
 
 
 class Lines:
-    """Hooks that keep the lines of metrics, and throw checkpoints away unless given a folder."""
+    """Hooks that keep the lines of metrics, and write every checkpoint over the one before."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.checkpoints = str(folder)
+    def __init__(self, folder: Path) -> None:
+        self.checkpoints = str(folder / "checkpoint")
         self.lines: list[dict[str, Any]] = []
-        self._folder = folder
 
     def stop_wanted(self) -> bool:
+        return False
+
+    def leave_wanted(self) -> bool:
         return False
 
     def metrics(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
 
-    def report(self, line: dict[str, Any], write: Callable[[Path], None] | None) -> None:
-        if write is not None and self._folder is not None:
-            here = self._folder / str(line["step"])
-            here.mkdir(parents=True, exist_ok=True)
-            write(here)
+    def checkpoint_folder(self, step: int) -> Path:
+        return Path(self.checkpoints)
+
+    def report(self, line: dict[str, Any], checkpoint: Path | None) -> None:
+        pass
 
 
 def alone(spec: TrainSpec, folder: Path) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def _loop(rank: int, folder: Path, spec: TrainSpec) -> dict[str, Any]:
     from llmray.train import loop
     from llmray.train.engine import Place
 
-    hooks = Lines()
+    hooks = Lines(folder)
     place = Place(rank=rank, world_size=spec.num_workers, ranks_on_node=spec.num_workers)
     outcome = loop.run(spec, place, hooks, resume_from=None, export_to=folder / "export")
     return {**asdict(outcome), "lines": hooks.lines}

@@ -43,8 +43,8 @@ def job(config: Config) -> None:
     else:
         made = operations.base_model(config.data, name=config.name or "base", shape=config.base, pretrain=config.train)
     report = made.report
-    names = ("steps", "train_loss", "heldout_loss", "tokens", "core_seconds", "gpu_seconds")
-    print(console.table(["figure", "value"], [[name, report[name]] for name in names]))
+    names = ("steps", "exported_step", "train_loss", "heldout_loss", "tokens", "core_seconds", "gpu_seconds", "money")
+    print(console.table(["figure", "value"], [[name, report[name]] for name in names if name in report]))
     print(f"\nmodel {made.digest[:12]} is at {made.uri}")
 
 

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from llmray import console
 from llmray.errors import ConfigError, InputError, LLMRayError, NotFoundError
 from llmray.flow.run import mark_lost
+from llmray.prices import price_list
 from llmray.reference import parse_reference
 from llmray.registry.differences import differing_fields, differing_rows, differing_text, why_again
 from llmray.registry.pedigree import name_of, pedigree
@@ -151,7 +152,8 @@ def rollback(registry: Registry, arguments: argparse.Namespace) -> Answer:
 
 
 def spend(registry: Registry, arguments: argparse.Namespace) -> Answer:
-    """What runs have cost, step by step."""
+    """What runs have cost, step by step; money by the price list of the home."""
+    money = price_list().currency or "money"
     found = registry.spend(arguments.project)
     rows: list[list[object]] = [
         [one.run_id, one.run, one.step, one.core_seconds, one.gpu_seconds, one.money] for one in found
@@ -159,7 +161,7 @@ def spend(registry: Registry, arguments: argparse.Namespace) -> Answer:
     if rows:
         total = [sum(getattr(one, unit) for one in found) for unit in ("core_seconds", "gpu_seconds", "money")]
         rows.append(["", "", "total", *total])
-    return Answer(value=found, text=_table("run name step core_s gpu_s money", rows, "nothing spent yet"))
+    return Answer(value=found, text=_table(f"run name step core_s gpu_s {money}", rows, "nothing spent yet"))
 
 
 def alarms(registry: Registry, arguments: argparse.Namespace) -> Answer:

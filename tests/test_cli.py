@@ -139,8 +139,11 @@ def test_rollback_is_an_event(says: Callable[..., str], call: Callable[..., Any]
     assert "nothing to go back to" in err
 
 
-def test_small_lists(says: Callable[..., str]) -> None:
+def test_small_lists(says: Callable[..., str], llmray_home: Path) -> None:
     assert says("spend").splitlines()[-1].split() == ["total", "120", "0", "0.02"]
+    assert says("spend").split()[:6] == ["run", "name", "step", "core_s", "gpu_s", "money"]
+    (llmray_home / "prices.yaml").write_text("{currency: EUR, core_hour: 0.04}")
+    assert says("spend").split()[5] == "EUR"
     assert "model chat:2" in says("alarms")
     assert "bob" in says("feedback")
     assert says("feedback", "--source", "nobody") == "no feedback\n"

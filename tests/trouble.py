@@ -40,7 +40,9 @@ class Trouble:
         return _NanGradient.apply(hidden_BTH, (self._ids_BT == self.nan_gradient_of)[..., None])
 
     def _scale(self, module: Any, _inputs: Any, hidden_BTH: torch.Tensor) -> torch.Tensor:
-        self.passes += module.training and torch.is_grad_enabled()
+        if not (module.training and torch.is_grad_enabled()):
+            return hidden_BTH
+        self.passes += 1
         return hidden_BTH * self.scale.get(self.passes, 1.0)
 
 

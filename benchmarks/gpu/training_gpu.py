@@ -98,7 +98,7 @@ def with_llmray(_: int, folder: Path, spec: TrainSpec, device: str) -> dict[str,
         def metrics(self, line: dict[str, Any]) -> None:
             super().metrics({**line, "ended": time.perf_counter()})
 
-    hooks = Stamped()
+    hooks = Stamped(folder)
     outcome = loop.run(spec, Place(device=device), hooks, resume_from=None, export_to=folder / "export")
     warm, last = hooks.lines[WARM - 1], hooks.lines[-1]
     return {

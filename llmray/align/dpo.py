@@ -6,12 +6,15 @@ Checkpoints are the Hugging Face trainer's own, in the run folder; see `loop.py`
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmray.align.spec import AlignSpec
 from llmray.artifact import Artifact
 from llmray.errors import LLMRayError
+from llmray.prices import PriceList
+from llmray.prices import text as money_text
 from llmray.train import frame
 from llmray.train.run_folder import EXPORT, METRICS, Line, OnReport, read_metrics, too_high
 
@@ -84,9 +87,10 @@ def align(
 
 def progress_text(line: Line, spec: AlignSpec) -> str:
     """A line of metrics for a person."""
+    spent = f", {paid} so far" if (paid := money_text(line)) else ""
     return (
         f"step {line['step']}/{spec.max_steps}, loss {line['loss']:.3f}{too_high(line)}, "
-        f"chosen preferred {line['rewards/accuracies']:.0%}, margin {line['rewards/margins']:+.3f}"
+        f"chosen preferred {line['rewards/accuracies']:.0%}, margin {line['rewards/margins']:+.3f}{spent}"
     )
 
 
@@ -109,13 +113,13 @@ def _report(outcome: Mapping[str, Any], folder: Path, spec: AlignSpec) -> dict[s
 
 def _worker(config: dict[str, Any]) -> dict[str, Any] | LLMRayError:
     """What every worker runs."""
-    return frame.in_worker(config, AlignSpec, _align)
+    return frame.in_worker(config, AlignSpec, partial(_align, prices=PriceList(**config["prices"])))
 
 
 WORK = frame.Work(worker=_worker, describe=progress_text, report=_report)
 
 
-def _align(spec: AlignSpec, place: "Place", folder: Path, _: float | None) -> "Outcome":
+def _align(spec: AlignSpec, place: "Place", folder: Path, _: float | None, *, prices: PriceList) -> "Outcome":
     from llmray.align import loop
 
-    return loop.run(spec, place, folder=folder, export_to=folder / EXPORT)
+    return loop.run(spec, place, folder=folder, export_to=folder / EXPORT, prices=prices)

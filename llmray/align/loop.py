@@ -26,6 +26,7 @@ from llmray.align.recorder import CHECKPOINTS, Recorder, last_checkpoint
 from llmray.align.spec import AlignSpec
 from llmray.align.traced import PAIR, Collator, TracedTrainer
 from llmray.align.trainable import trainable_pairs
+from llmray.prices import NO_PRICES, PriceList
 from llmray.train.divergence import Limits
 from llmray.train.engine import (
     Place,
@@ -50,7 +51,13 @@ class Outcome:
 
 
 def run(
-    spec: AlignSpec, place: Place, *, folder: Path, export_to: Path, clock: Callable[[], float] = time.time
+    spec: AlignSpec,
+    place: Place,
+    *,
+    folder: Path,
+    export_to: Path,
+    prices: PriceList = NO_PRICES,
+    clock: Callable[[], float] = time.time,
 ) -> Outcome:
     """Train from the start, or from the last whole checkpoint in the run folder, and write the model to `export_to`.
 
@@ -72,7 +79,13 @@ def run(
     seconds["data"] = next(lap)
     resume_from = last_checkpoint(folder, place)
     recorder = Recorder(
-        spec, place, folder=folder, resume_from=resume_from, limits=_limits(spec, tokenizer), clock=clock
+        spec,
+        place,
+        folder=folder,
+        resume_from=resume_from,
+        limits=_limits(spec, tokenizer),
+        clock=clock,
+        prices=prices,
     )
     arguments = _arguments(spec, place, folder)  # from here on, under ZeRO-3, models load in shards
     torch.manual_seed(spec.seed)

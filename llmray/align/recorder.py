@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from llmray.align.spec import AlignSpec
 from llmray.align.traced import TracedTrainer
+from llmray.prices import PriceList
 from llmray.train.divergence import Diverged, Limits, LossWatch, Suspect, diverged_error
 from llmray.train.engine import Place, any_rank, complete_zero0, weights_are_lost
 from llmray.train.run_folder import METRICS, Line, read_metrics, reopen_metrics
@@ -53,10 +54,12 @@ class Recorder(TrainerCallback):
         resume_from: Path | None,
         limits: Limits,
         clock: Callable[[], float],
+        prices: PriceList,
     ) -> None:
+        self._prices = prices
         self._spec, self._place, self._folder, self._limits, self._clock = spec, place, folder, limits, clock
         self._file: Any = None
-        self._before: Line = {"core_seconds": 0.0, "tokens": 0}
+        self._before: Line = {"core_seconds": 0.0, "gpu_seconds": 0.0, "tokens": 0}
         self._began = clock()
         self._watch, self._saved, self._postponed = LossWatch(), 0, False
         if resume_from is not None:
@@ -76,13 +79,15 @@ class Recorder(TrainerCallback):
             return
         self._judge(state.global_step, control, logs)
         if self._file is not None:
-            cores = self._spec.num_workers * self._spec.cpus_per_worker
-            used = self._before["core_seconds"] + (self._clock() - self._began) * cores
+            seconds = (self._clock() - self._began) * self._spec.num_workers
+            per_worker = {"core_seconds": self._spec.cpus_per_worker, "gpu_seconds": self._spec.gpus_per_worker}
+            used = {name: round(self._before[name] + seconds * each, 3) for name, each in per_worker.items()}
             line = {
                 "step": state.global_step,
                 **{ours: logs[theirs] for theirs, ours in _FIGURES.items() if theirs in logs},
                 "tokens": self._before["tokens"] + int(logs.get("num_tokens", 0)),
-                "core_seconds": round(used, 3),
+                **used,
+                **self._prices.figures(**used),
                 **({"high_for": self._watch.high_for} if self._watch.high_for else {}),
             }
             self._file.write(json.dumps(line) + "\n")

@@ -37,6 +37,7 @@ MACHINERY = (
     "llmray.errors",
     "llmray.storage",
     "llmray.artifact",
+    "llmray.prices",
 )
 """Runs, stores and reports; a change here changes no step's result."""
 

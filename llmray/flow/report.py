@@ -60,13 +60,12 @@ def render(outcome: Outcome) -> str:
 
 def _tiles(outcome: Outcome) -> str:
     rows, traffic = outcome.data.report["rows"], outcome.traffic.report
-    cores = sum(one.core_seconds for one in outcome.spend)
     alarm = traffic["alarm"]
     failed = traffic["failed"] + (outcome.rollout or {}).get("failed", 0)
     requests = traffic["requests"] + (outcome.rollout or {}).get("requests", 0)
     return html.tiles(
         [
-            ("time", summary.duration(outcome.seconds), f"{cores:,.0f} core-seconds"),
+            ("time", summary.duration(outcome.seconds), summary.spent(outcome)),
             ("rows kept", f"{rows['kept']:,}", f"of {rows['in']:,}"),
             ("requests", f"{requests:,}", f"{failed} failed"),
             ("drift alarm", "none" if alarm is None else f"after {alarm['after_unusual']}", "unusual questions"),

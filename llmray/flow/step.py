@@ -29,6 +29,8 @@ from llmray.artifact import Artifact
 from llmray.errors import ConfigError, InputError, NotFoundError, UnavailableError
 from llmray.flow.identity import RESERVED, cache_key, identity_fields, place_digest
 from llmray.flow.run import Run, is_dead, lease_owner, open_run
+from llmray.prices import price_list
+from llmray.prices import text as money_text
 from llmray.resources import Resources
 
 log = logging.getLogger(__name__)
@@ -138,7 +140,7 @@ class Step(Generic[P, R]):
         log.info("%-10s starts", self.name)
         record = run.registry.start_step(run.id, self.name, key=key, fields=dict(fields))
         folder = storage.local_home() / "work" / f"{self.name}-{key[:24]}" / place_digest(bound.arguments)
-        spend = Spend()
+        spend, prices = Spend(), price_list()
         started = time.monotonic()
         outputs: dict[str, Any] | None = None
         try:
@@ -152,10 +154,13 @@ class Step(Generic[P, R]):
             raise
         finally:
             seconds = time.monotonic() - started
-            run.registry.add_spend(run.id, self.name, core_seconds=spend.core_seconds, gpu_seconds=spend.gpu_seconds)
+            used = {"core_seconds": spend.core_seconds, "gpu_seconds": spend.gpu_seconds}
+            paid = prices.figures(**used)
+            run.registry.add_spend(run.id, self.name, **used, money=paid.get("money", 0.0))
             run.registry.finish_step(record, "failed" if outputs is None else "done", outputs=outputs, seconds=seconds)
         storage.remove(str(folder.parent))
-        log.info("%-10s done in %.1f s (%.0f core-seconds)", self.name, seconds, spend.core_seconds)
+        cost = ", ".join(filter(None, [f"{spend.core_seconds:.0f} core-seconds", money_text(paid)]))
+        log.info("%-10s done in %.1f s (%s)", self.name, seconds, cost)
         return _decode(outputs)  # what a hit will return
 
     def _run(self, bound: inspect.BoundArguments, folder: Path, spend: Spend) -> R:

@@ -8,6 +8,8 @@ from typing import Any
 
 from llmray import console
 from llmray.flow.lifecycle import PRODUCTION, Outcome
+from llmray.prices import price_list
+from llmray.prices import text as prices_text
 
 
 def text(outcome: Outcome) -> str:
@@ -32,25 +34,31 @@ def text(outcome: Outcome) -> str:
 def headline(outcome: Outcome) -> str:
     """One line: what, how long, how much."""
     cached = sum(step.status == "cached" for step in outcome.steps)
-    cores = sum(one.core_seconds for one in outcome.spend)
     return (
-        f"{outcome.config.name}: once round in {duration(outcome.seconds)}, {cores:,.0f} core-seconds, "
+        f"{outcome.config.name}: once round in {duration(outcome.seconds)}, {spent(outcome)}, "
         f"{len(outcome.steps) - cached} steps run, {cached} taken from the cache (run {outcome.run_id})"
     )
 
 
+def spent(outcome: Outcome) -> str:
+    """What it all cost: core-seconds, and money where there is a price list."""
+    cores, money = (sum(getattr(one, unit) for one in outcome.spend) for unit in ("core_seconds", "money"))
+    priced = {"money": money, "currency": currency} if (currency := price_list().currency) else {}
+    return ", ".join(filter(None, [f"{cores:,.0f} core-seconds", prices_text(priced)]))
+
+
 def costs(outcome: Outcome) -> str:
-    """A line a step: how often it ran and was taken from the cache, seconds, core-seconds."""
-    spent: dict[str, float] = {}
-    for one in outcome.spend:
-        spent[one.step] = spent.get(one.step, 0.0) + one.core_seconds
+    """A line a step: how often it ran and was taken from the cache, seconds, core-seconds, money if there are prices."""
+    currency = price_list().currency
+    units = {"core_seconds": "core-s", **({"money": currency} if currency else {})}
     rows: list[list[object]] = []
     for name in dict.fromkeys(step.step for step in outcome.steps):
         these = [step for step in outcome.steps if step.step == name]
         ran = [step for step in these if step.status == "done"]
         seconds = round(sum(step.seconds or 0.0 for step in ran), 1)
-        rows.append([name, len(ran), len(these) - len(ran), seconds, round(spent.get(name, 0.0))])
-    return console.table(["step", "ran", "cached", "seconds", "core-s"], rows)
+        used = [sum(getattr(one, unit) for one in outcome.spend if one.step == name) for unit in units]
+        rows.append([name, len(ran), len(these) - len(ran), seconds, round(used[0]), *used[1:]])
+    return console.table(["step", "ran", "cached", "seconds", *units.values()], rows)
 
 
 def findings(outcome: Outcome) -> list[tuple[str, str]]:

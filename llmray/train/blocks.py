@@ -110,11 +110,19 @@ def train_blocks(spec: TrainSpec, tokenizer: Any) -> Blocks:
 
 
 def heldout_blocks(spec: TrainSpec, tokenizer: Any) -> PackedBlocks:
-    """The first `spec.eval_rows` held-out rows of the objective's shape, packed; none if there are none."""
+    """The first `spec.eval_rows` held-out rows of the objective's shape, packed; none if there are none.
+
+    Raises:
+        InputError: there are none, and the spec decides by them.
+    """
     shape, _ = shapes(spec)
     examples = EXAMPLES.empty_table()
     if spec.eval_rows:
         rows = rows_of(spec.data, shape=shape, split="validation", limit=spec.eval_rows)
+        if not len(rows) and spec.needs_heldout:
+            raise InputError(
+                f"{spec.data} has no validation rows of shape {shape!r}, by which train.patience and train.export best go"
+            )
         examples = tokenize(rows, spec, tokenizer, shape).examples
     return _packed(spec, examples, pack_table(examples, max_length=spec.max_length), pad_id_of(tokenizer))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llmray import storage
 from llmray.errors import ConfigError
 from llmray.train.divergence import LossWatch
+from llmray.train.early_stopping import HeldoutWatch
 from llmray.train.meter import Meter
 from llmray.train.model_run import changed
 from llmray.train.spec import TrainSpec
@@ -38,6 +39,8 @@ class Progress:
     """Loss of the last step."""
     watch: LossWatch = field(default_factory=LossWatch)
     """What the losses so far were like."""
+    heldout: HeldoutWatch = field(default_factory=HeldoutWatch)
+    """What the held-out losses so far were like."""
 
 
 def write_progress(folder: Path, progress: Progress, spec: TrainSpec, *, world_size: int) -> None:
@@ -69,7 +72,8 @@ def read_progress(folder: Path, spec: TrainSpec) -> Progress:
             f"{before} wrote: set it to {'1, 2 or 3' if before else 0}, or choose another run folder"
         )
     known = state["progress"]
-    return Progress(**{**known, "meter": Meter(**known["meter"]), "watch": LossWatch(**known["watch"])})
+    parts = {"meter": Meter, "watch": LossWatch, "heldout": HeldoutWatch}
+    return Progress(**{**known, **{name: part(**known[name]) for name, part in parts.items()}})
 
 
 def steps_done(folder: Path) -> int:

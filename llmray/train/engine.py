@@ -210,6 +210,14 @@ def least_of_ranks(value: float, place: Place) -> float:
     return float(there)
 
 
+def of_ranks(value: int, place: Place) -> list[int]:
+    """What each rank says, by rank; every rank must ask."""
+    values = torch.zeros(place.world_size, dtype=torch.float64)
+    values[place.rank] = value
+    sum_over_ranks(values, place)
+    return [int(one) for one in values]
+
+
 def any_rank(flag: bool, place: Place) -> bool:
     """Whether it is so on any rank; every rank must ask."""
     return any_ranks([flag], place)[0]

@@ -9,6 +9,7 @@ with hooks to override, whose story is told in two files by turns.
 import contextlib
 import json
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from llmray import artifact, storage
 from llmray.artifact import Artifact
-from llmray.errors import LLMRayError, NotFoundError, StoppedError
+from llmray.errors import InputError, LLMRayError, NotFoundError, StoppedError
+from llmray.prices import PriceList, price_list
+from llmray.train.card import CARD, render
 from llmray.train.model_run import ModelRun
 from llmray.train.run_folder import (
     EXPORT,
@@ -32,10 +35,13 @@ from llmray.train.run_folder import (
     parents_of,
     stopping_on_sigterm,
 )
+from llmray.train.sinks import TENSORBOARD, check_sinks, feeding
 from llmray.train.workers import begin_worker, run_workers
 
 if TYPE_CHECKING:
     from llmray.train.engine import Place
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 logger = logging.getLogger(__name__)
 
@@ -92,17 +98,19 @@ def run(
     folder = claim(run_dir, spec.settings())
     if (done := _finished(folder)) is not None:
         return done
+    check_sinks(spec.report_to, option=spec.option)
+    prices = price_list()
     with stopping_on_sigterm(folder) if work.stops else contextlib.nullcontext():
         outcome = _outcome(
             work, spec, folder, began, on_report=on_report, deadline_s=deadline_s, callbacks=callbacks,
-            max_failures=max_failures,
+            max_failures=max_failures, prices=prices,
         )  # fmt: skip
         if (step := outcome.get("resumes_at")) is not None:
             raise StoppedError(
                 f"{spec.option} was told to end, and did at a checkpoint: the same call with run_dir {run_dir} goes on "
                 f"from step {step} of {spec.max_steps}"
             )
-        done = _publish(work, spec, folder, outcome, root_uri=root_uri, began=began)
+        done = _publish(work, spec, folder, outcome, root_uri=root_uri, began=began, prices=prices)
         if work.stops and (folder / STOP).exists():
             raise StoppedError(
                 f"{spec.option} was told to end when it was at its end: the same call with run_dir {run_dir} returns "
@@ -121,47 +129,76 @@ def _outcome(
     deadline_s: float | None,
     callbacks: Sequence[Any],
     max_failures: int,
+    prices: PriceList,
 ) -> Outcome:
     """What the workers bring back; meanwhile their metrics are followed."""
     if work.prepare is not None:
         work.prepare(spec, folder)
-    with following(
-        folder / METRICS,
-        on_report=on_report,
-        log=logger,
-        describe=lambda line: f"{spec.option}: {work.describe(line, spec)}",
-        max_steps=spec.max_steps,
+    with (
+        following(
+            folder / METRICS,
+            on_report=on_report,
+            log=logger,
+            describe=lambda line: f"{spec.option}: {work.describe(line, spec)}",
+            max_steps=spec.max_steps,
+        ),
+        feeding(spec.report_to, folder=folder, option=spec.option, settings=spec.identity()) as tell,
     ):
-        return run_workers(
+        outcome = run_workers(
             work.worker,
             {
                 "spec": asdict(spec),
                 "folder": str(folder),
                 "deadline": None if deadline_s is None else began + deadline_s,
+                "prices": asdict(prices),
             },
             spec,
             folder=folder,
             max_failures=max_failures,
             callbacks=callbacks,
         )
+        if outcome.get("resumes_at") is None:
+            report = work.report(outcome, folder, spec)
+            tell({"step": report["steps"], **report})
+        return outcome
 
 
 def _publish(
-    work: Work[SpecT], spec: SpecT, folder: Path, outcome: Outcome, *, root_uri: str | None, began: float
+    work: Work[SpecT],
+    spec: SpecT,
+    folder: Path,
+    outcome: Outcome,
+    *,
+    root_uri: str | None,
+    began: float,
+    prices: PriceList,
 ) -> Finished:
     report = {
         **work.report(outcome, folder, spec),
-        **_cost(outcome, spec, began=began, wall=time.time() - began),
+        **_cost(outcome, spec, began=began, wall=time.time() - began, prices=prices),
         "data": outcome["counts"],
     }
+    parents = parents_of({"base": spec.model, "data": spec.data})
+    card = render(
+        option=spec.option,
+        settings=spec.identity(),
+        parents=parents,
+        report=report,
+        hub_id=spec.model if _HUB_ID.fullmatch(spec.model) and not storage.exists(spec.model) else None,
+        rows=_rows_of(spec.data),
+    )
     with artifact.draft("model", root_uri=root_uri) as draft:
         shutil.copytree(folder / EXPORT, draft.folder, dirs_exist_ok=True)
         shutil.copy(folder / METRICS, draft.folder / METRICS)
+        (draft.folder / CARD).write_text(card)
+        events = [f"{TENSORBOARD}/{file.name}" for file in (folder / TENSORBOARD).glob("*")]
+        for event in events:
+            storage.write_bytes(str(draft.folder / event), (folder / event).read_bytes())
         model = draft.seal(
-            parents=parents_of({"base": spec.model, "data": spec.data}),
+            parents=parents,
             config={spec.option: spec.identity()},
             report=report,
-            outside_digest=(METRICS,),
+            outside_digest=(METRICS, CARD, *events),
         )
     if not outcome.get("stopped_early"):
         storage.write_bytes(str(folder / RESULT), json.dumps({"uri": model.uri, "report": report}).encode())
@@ -200,11 +237,23 @@ def _finished(folder: Path) -> Finished | None:
     return None
 
 
-def _cost(outcome: Outcome, spec: ModelRun, *, began: float, wall: float) -> dict[str, Any]:
+def _rows_of(uri: str) -> Mapping[str, Any]:
+    """What a snapshot's report says of its rows; nothing where it says none."""
+    with contextlib.suppress(InputError):
+        rows = artifact.load(uri).report.get("rows", {})
+        return rows if isinstance(rows, Mapping) else {}
+    return {}
+
+
+def _cost(outcome: Outcome, spec: ModelRun, *, began: float, wall: float, prices: PriceList) -> dict[str, Any]:
     seconds = {"startup": outcome["started"] - began, **outcome["seconds"]}
     seconds["rest"] = wall - sum(seconds.values())
-    return {
+    used = {
         "core_seconds": round(wall * spec.num_workers * spec.cpus_per_worker, 3),
         "gpu_seconds": round(wall * spec.num_workers * spec.gpus_per_worker, 3),
+    }
+    return {
+        **used,
+        **prices.figures(**used),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
     }

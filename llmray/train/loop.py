@@ -35,14 +35,14 @@ from llmray.train.engine import (
     load_model,
     load_shape,
     make_engine,
+    of_ranks,
     sum_over_ranks,
     weights_are_lost,
     zero3_loading,
 )
-from llmray.train.flops import flops_per_token, mfu, peak_flops_per_s
 from llmray.train.forward import check_walls, token_losses
 from llmray.train.memory import check, peak_bytes, room_bytes
-from llmray.train.meter import Meter, laps
+from llmray.train.meter import Gauge, gauge_of, laps
 from llmray.train.packing import Block, documents
 from llmray.train.prepared import build, open_prepared, prepare
 from llmray.train.saver import Saver, room_for_copy
@@ -82,14 +82,16 @@ class Outcome:
     progress: Progress
     heldout_loss: float
     """Mean negative log-likelihood per trained token of held-out rows, in nats; NaN without such rows."""
+    exported_step: int
+    """Step whose weights were exported and have that loss: the last, or that of the lowest held-out loss."""
     counts: dict[str, float]
-    """Rows and blocks of the training data."""
+    """Rows and blocks of the training data, and held-out rows."""
     seconds: dict[str, float]
     """Where the time of this process went, by phase."""
-    memory: dict[str, int]
-    """Bytes on the device: `foreseen` before the start, and the `peak` of the fullest one (`memory.peak_bytes`)."""
+    memory: dict[str, Any]
+    """Bytes on the device: `foreseen` before the start, and `peaks` by rank (`memory.peak_bytes`), `peak` the highest."""
     stopped_early: bool
-    """Whether it ended before the last step: at the deadline, or because it was told to."""
+    """Whether it could go on: it ended at the deadline, or because it was told to."""
     resumes_at: int | None
     """Where it was told to stop: the step of its newest checkpoint. Then nothing was measured nor exported."""
 
@@ -150,29 +152,31 @@ def run(
         blocks=data.train,
         heldout=data.heldout,
         limits=Limits(guess=math.log(len(tokenizer)), sigmas=spec.divergence_sigmas, steps=spec.divergence_steps),
-        flops_per_token=flops_per_token(shape, spec),
-        peak_flops_per_s=None if place.device == "cpu" else peak_flops_per_s(torch.cuda.get_device_name(place.device)),
+        gauge=gauge_of(shape, spec, place, num_blocks=len(data.train)),
     )
     progress, resumes_at = _steps(job, progress, hooks, deadline, clock)
     job.saver.close()
     seconds["checkpoints"] = round(job.saver.seconds, 3)
     seconds["steps"] = next(lap) - seconds["checkpoints"]
-    loss = math.nan
+    loss, exported_step = math.nan, progress.step
     if resumes_at is None:  # else time is short
-        loss = _heldout_loss(job)
+        loss, exported_step = _settle(job, progress, hooks, scratch=export_to.with_name("resharding"))
         seconds["heldout"] = next(lap)
         _export(job, export_to, tokenizer)
         seconds["export"] = next(lap)
+    peaks = of_ranks(peak_bytes(place.device), place)
     return Outcome(
         progress=progress,
         heldout_loss=loss,
-        counts=data.counts,
+        exported_step=exported_step,
+        counts={**data.counts, "heldout_rows": len({row for block in data.heldout for row in block.rows})},
         seconds=seconds,
         memory={
             "foreseen": foreseen + (copy if place.device == "cpu" else 0),
-            "peak": int(-least_of_ranks(-peak_bytes(place.device), place)),
+            "peak": max(peaks),
+            "peaks": peaks,
         },
-        stopped_early=progress.step < spec.max_steps,
+        stopped_early=not _at_end(spec, progress),
         resumes_at=resumes_at,
     )
 
@@ -186,9 +190,7 @@ class _Job:
     blocks: Sequence[Block]
     heldout: Sequence[Block]
     limits: Limits
-    flops_per_token: float
-    peak_flops_per_s: float | None
-    """Of one device; None where nobody knows it."""
+    gauge: Gauge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,6 +209,20 @@ class _Taken:
     """Blocks of this rank, and the sum of their losses, by forward pass."""
 
 
+def _at_end(spec: TrainSpec, progress: Progress) -> bool:
+    return progress.step >= spec.max_steps or progress.heldout.out_of(spec.patience)
+
+
+def _settle(job: _Job, progress: Progress, hooks: Hooks, *, scratch: Path) -> tuple[float, int]:
+    """Bring the weights that are wanted into the engine; their held-out loss and their step."""
+    loss = _heldout_loss(job)
+    if job.spec.export == "last" or progress.heldout.is_beaten_by(loss):
+        return loss, progress.step
+    best = hooks.checkpoint_folder(progress.heldout.lowest_step)
+    checkpoint.restore(best, job.engine, job.spec, job.place, scratch=scratch)
+    return _heldout_loss(job), progress.heldout.lowest_step
+
+
 def _export(job: _Job, folder: Path, tokenizer: Any) -> None:
     weights = gather_weights(job.engine, rank=job.place.rank)
     if job.place.rank == 0:
@@ -222,18 +238,11 @@ def _steps(
     cursor = Cursor(num_blocks=len(job.blocks), seed=spec.seed, next_index=progress.next_index)
     saved, wanted = progress.step, False
     job.engine.train()  # `from_pretrained` hands out models whose dropout is off
-    while progress.step < spec.max_steps:
+    while not _at_end(spec, progress):
         saver.look()
         began = clock()
         batch = cursor.take(spec.global_batch)
-        lr = learning_rate(
-            progress.step,
-            peak=spec.lr,
-            max_steps=spec.max_steps,
-            warmup_fraction=spec.warmup_fraction,
-            schedule=spec.schedule,
-            decay_fraction=spec.decay_fraction,
-        )
+        lr = _lr(spec, progress.step)
         late = deadline is not None and clock() >= deadline
         told, late, leaving = any_ranks([hooks.stop_wanted(), late, hooks.leave_wanted()], job.place)
         if told or late:
@@ -246,7 +255,8 @@ def _steps(
         taken = _step(job, batch, lr)
         step = progress.step + 1
         wanted = wanted or leaving or step % spec.checkpoint_every == 0 or step == spec.max_steps
-        verdict, watch = _judge(job, progress, taken, saving=wanted)
+        evaluating = bool(spec.eval_every and job.heldout) and step % spec.eval_every == 0 and step < spec.max_steps
+        verdict, watch = _judge(job, progress, taken, saving=wanted or evaluating)
         if isinstance(verdict, Diverged):
             saver.finish()
             raise diverged_error(
@@ -263,14 +273,18 @@ def _steps(
             progress,
             step=step,
             next_index=cursor.next_index,
-            meter=_metered(job, progress.meter, batch, clock() - began),
+            meter=job.gauge.add(progress.meter, [job.blocks[index] for index in batch], clock() - began),
             train_loss=taken.loss,
             watch=watch,
         )
-        line = _line(job, progress, lr=lr, grad_norm=taken.grad_norm) | {"checkpoint_s": round(saver.seconds, 3)}
-        evaluating = bool(spec.eval_every) and step % spec.eval_every == 0 and step < spec.max_steps
-        if evaluating and job.heldout:
-            line["heldout_loss"] = _heldout_loss(job)
+        line = job.gauge.line(progress, lr=lr, grad_norm=taken.grad_norm) | {"checkpoint_s": round(saver.seconds, 3)}
+        if evaluating:
+            line["heldout_loss"] = loss = _heldout_loss(job)
+            if isinstance(verdict, Fine):  # what cannot be saved is no best one
+                progress = replace(progress, heldout=progress.heldout.saw(loss, step=step))
+                is_lowest = progress.heldout.lowest_step == step
+                wanted = wanted or (spec.export == "best" and is_lowest) or _at_end(spec, progress)
+            line["best_step"] = progress.heldout.lowest_step
         if job.place.rank == 0:
             hooks.metrics(line)
         if wanted and isinstance(verdict, Fine):
@@ -319,13 +333,14 @@ def _judge(job: _Job, progress: Progress, taken: _Taken, *, saving: bool) -> tup
     return verdict, watch
 
 
-def _metered(job: _Job, meter: Meter, batch: Sequence[int], seconds: float) -> Meter:
-    return meter.add(
-        tokens=sum(job.blocks[index].num_tokens for index in batch),
-        targets=sum(job.blocks[index].num_targets for index in batch),
-        seconds=seconds,
-        cores=job.spec.num_workers * job.spec.cpus_per_worker,
-        gpus=job.spec.num_workers * job.spec.gpus_per_worker,
+def _lr(spec: TrainSpec, steps_done: int) -> float:
+    return learning_rate(
+        steps_done,
+        peak=spec.lr,
+        max_steps=spec.max_steps,
+        warmup_fraction=spec.warmup_fraction,
+        schedule=spec.schedule,
+        decay_fraction=spec.decay_fraction,
     )
 
 
@@ -372,20 +387,3 @@ def _heldout_loss(job: _Job) -> float:
     job.engine.train()
     sum_over_ranks(totals, job.place)
     return float(totals[0] / totals[1]) if totals[1] else math.nan
-
-
-def _line(job: _Job, progress: Progress, *, lr: float, grad_norm: float) -> dict[str, Any]:
-    line = {
-        "step": progress.step,
-        "loss": progress.train_loss,
-        "lr": lr,
-        "grad_norm": grad_norm,
-        "epoch": round(progress.next_index / len(job.blocks), 4),
-        "tokens": progress.meter.tokens,
-        "tokens_per_s": round(progress.meter.tokens_per_s, 1),
-        "core_seconds": round(progress.meter.core_seconds, 3),
-    }
-    used = mfu(progress.meter.tokens_per_s, job.flops_per_token, job.peak_flops_per_s, devices=job.place.world_size)
-    if used is not None:
-        line["mfu"] = round(used, 4)
-    return {**line, "high_for": progress.watch.high_for} if progress.watch.high_for else line

@@ -3,8 +3,19 @@
 Core-seconds are those set aside (workers · cores · time), whether or not they were busy: that is what a bill says.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmray.train.flops import flops_per_token, mfu, peak_flops_per_s
+from llmray.train.memory import peak_bytes
+from llmray.train.packing import Block
+from llmray.train.shape import Shape
+from llmray.train.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from llmray.train.checkpoint import Progress
+    from llmray.train.engine import Place
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,21 +31,84 @@ class Meter:
     gpu_seconds: float = 0.0
     """Seconds times the GPUs set aside."""
 
-    def add(self, *, tokens: int, targets: int, seconds: float, cores: float, gpus: float) -> "Meter":
-        """The meter after one more step."""
-        return replace(
-            self,
-            tokens=self.tokens + tokens,
-            targets=self.targets + targets,
-            seconds=self.seconds + seconds,
-            core_seconds=self.core_seconds + seconds * cores,
-            gpu_seconds=self.gpu_seconds + seconds * gpus,
-        )
-
     @property
     def tokens_per_s(self) -> float:
         """Non-padding tokens per wall second of training."""
         return self.tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gauge:
+    """What a run is measured with, the same for all of its steps."""
+
+    num_blocks: int
+    """Blocks of the training data."""
+    max_length: int
+    """Tokens in a block, padding included."""
+    device: str
+    """Of this process."""
+    num_devices: int
+    cores: float
+    """Set aside, over all workers."""
+    gpus: float
+    flops_per_token: float
+    peak_flops_per_s: float | None
+    """Of one device; None where nobody knows it."""
+
+    def add(self, meter: Meter, blocks: Sequence[Block], seconds: float) -> Meter:
+        """The meter after one more step on these blocks, of all ranks."""
+        return Meter(
+            tokens=meter.tokens + sum(block.num_tokens for block in blocks),
+            targets=meter.targets + sum(block.num_targets for block in blocks),
+            seconds=meter.seconds + seconds,
+            core_seconds=meter.core_seconds + seconds * self.cores,
+            gpu_seconds=meter.gpu_seconds + seconds * self.gpus,
+        )
+
+    def line(self, progress: "Progress", *, lr: float, grad_norm: float) -> dict[str, Any]:
+        """The line of metrics of a step.
+
+        Args:
+            lr: the step's learning rate.
+            grad_norm: norm of its gradient before clipping.
+        """
+        meter = progress.meter
+        line = {
+            "step": progress.step,
+            "loss": progress.train_loss,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "epoch": round(progress.next_index / self.num_blocks, 4),
+            "tokens": meter.tokens,
+            "tokens_per_s": round(meter.tokens_per_s, 1),
+            "packing_efficiency": round(meter.tokens / (progress.next_index * self.max_length), 4),
+            "peak_bytes": peak_bytes(self.device),
+            "core_seconds": round(meter.core_seconds, 3),
+            "gpu_seconds": round(meter.gpu_seconds, 3),
+        }
+        used = mfu(meter.tokens_per_s, self.flops_per_token, self.peak_flops_per_s, devices=self.num_devices)
+        if used is not None:
+            line["mfu"] = round(used, 4)
+        return {**line, "high_for": progress.watch.high_for} if progress.watch.high_for else line
+
+
+def gauge_of(shape: Shape, spec: TrainSpec, place: "Place", *, num_blocks: int) -> Gauge:
+    """The gauge of a run in this process."""
+    peak = None
+    if place.device != "cpu":
+        import torch
+
+        peak = peak_flops_per_s(torch.cuda.get_device_name(place.device))
+    return Gauge(
+        num_blocks=num_blocks,
+        max_length=spec.max_length,
+        device=place.device,
+        num_devices=place.world_size,
+        cores=spec.num_workers * spec.cpus_per_worker,
+        gpus=spec.num_workers * spec.gpus_per_worker,
+        flops_per_token=flops_per_token(shape, spec),
+        peak_flops_per_s=peak,
+    )
 
 
 def laps(clock: Callable[[], float]) -> Iterator[float]:

@@ -78,7 +78,9 @@ class ModelRun:
     checkpoint_every: int = field(default=50, metadata=PLACE)
     """Steps between checkpoints; the last step always writes one."""
     keep_checkpoints: int = field(default=2, metadata=PLACE)
-    """Newest checkpoints kept in the run folder; alignment keeps two at least."""
+    """Newest checkpoints kept in the run folder; alignment keeps two at least, and `export` best the best and the newest."""
+    report_to: tuple[str, ...] = field(default=("tensorboard",), metadata=PLACE)
+    """Where figures go beside metrics.jsonl: tensorboard, mlflow, wandb, or a `module:attribute` of your own."""
     seed: int = 0
     """Seed of the order of the data, of adapters and of dropout."""
 
@@ -130,6 +132,11 @@ class ModelRun:
     def worker_range(self) -> tuple[int, int]:
         """The fewest and the most workers that it may run on."""
         return self.num_workers, self.num_workers
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether checkpoints are kept by their score as well, and not only the newest."""
+        return False
 
     def identity(self) -> dict[str, object]:
         """What can change the weights beyond rounding: what a cache key or a manifest wants."""

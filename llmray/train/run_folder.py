@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -119,6 +120,32 @@ def following(
             yield
     finally:
         follower.poll()
+        follower.say_last()
+
+
+class Tail:
+    """The new lines of a growing `metrics.jsonl`, each step once, also where a restart wrote the file again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._step = path, 0
+        self._inode, self._at = -1, 0
+
+    def read(self) -> list[Line]:
+        """The complete lines since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                if inode != self._inode:
+                    self._inode, self._at = inode, 0
+                file.seek(self._at)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._at += len(whole)
+        lines = [line for line in map(json.loads, whole.splitlines()) if line["step"] > self._step]
+        self._step = lines[-1]["step"] if lines else self._step
+        return lines
 
 
 class _Follower:
@@ -130,25 +157,23 @@ class _Follower:
         describe: Callable[[Line], str],
         max_steps: int,
     ) -> None:
-        self._path, self._on_report, self._log, self._describe = path, on_report, log, describe
-        self._max_steps, self._step, self._logged_at = max_steps, 0, 0.0
+        self._tail, self._on_report, self._log, self._describe = Tail(path), on_report, log, describe
+        self._max_steps, self._logged_at = max_steps, 0.0
+        self._unsaid: Line | None = None
 
     def poll(self) -> None:
-        try:
-            complete = self._path.read_text().rpartition("\n")[0]
-        except FileNotFoundError:
-            return
-        for text in complete.splitlines():
-            line = json.loads(text)
-            if line["step"] <= self._step:
-                continue
-            self._step = line["step"]
+        for line in self._tail.read():
             if self._on_report is not None:
                 self._on_report(line)
-            now = time.monotonic()
-            if now - self._logged_at >= _SAY_EVERY_S or line["step"] == self._max_steps:
-                self._logged_at = now
-                self._log.info("%s", self._describe(line))
+            self._unsaid = line
+            if time.monotonic() - self._logged_at >= _SAY_EVERY_S or line["step"] == self._max_steps:
+                self.say_last()
+
+    def say_last(self) -> None:
+        """Log the last line that was read, once."""
+        if self._unsaid is not None:
+            self._log.info("%s", self._describe(self._unsaid))
+            self._unsaid, self._logged_at = None, time.monotonic()
 
 
 def too_high(line: Line) -> str:

@@ -14,6 +14,7 @@ from llmray.train.named_templates import NAMED
 Objective = Literal["sft", "pretrain"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 TooLong = Literal["by_shape", "truncate", "split", "refuse"]
+Export = Literal["last", "best"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +49,10 @@ class TrainSpec(ModelRun):
     """Steps between held-out losses; 0 measures it only at the end."""
     eval_rows: int = 64
     """Held-out rows in that loss; 0 for none."""
+    patience: int = 0
+    """Held-out losses in a row without a new lowest one that end the run; 0 for never."""
+    export: Export = "last"
+    """Weights that become the model: those of the last step, or the best ones, of the lowest held-out loss."""
 
     def __post_init__(self) -> None:
         ModelRun.__post_init__(self)
@@ -62,7 +67,13 @@ class TrainSpec(ModelRun):
             raise ConfigError(
                 f"train.max_length ({self.max_length}) must be 2 or more: a token is predicted from another"
             )
-        self._check_not_negative("min_workers", "weight_decay", "eval_rows", "eval_every")
+        self._check_choice("export", Export)
+        self._check_not_negative("min_workers", "weight_decay", "eval_rows", "eval_every", "patience")
+        if self.needs_heldout and not (self.eval_every and self.eval_rows):
+            raise ConfigError(
+                "train.patience and train.export best go by held-out losses during training: set train.eval_every to "
+                "the steps between them, and leave train.eval_rows above zero"
+            )
         if not 0 < self.beta2 < 1:
             raise ConfigError(f"train.beta2 ({self.beta2}) must lie between 0 and 1: try 0.95")
         if not 0 < self.decay_fraction <= 1:
@@ -98,3 +109,13 @@ class TrainSpec(ModelRun):
             return self
         micro_batch = next(size for size in range(self.micro_batch, 0, -1) if each % size == 0)
         return replace(self, num_workers=count, micro_batch=micro_batch, accumulation=each // micro_batch)
+
+    @property
+    def keeps_best(self) -> bool:
+        """See `ModelRun`."""
+        return self.export == "best"
+
+    @property
+    def needs_heldout(self) -> bool:
+        """Whether something is decided by held-out losses."""
+        return bool(self.patience) or self.export == "best"

@@ -11,16 +11,20 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmray.artifact import Artifact
 from llmray.errors import LLMRayError
+from llmray.prices import PriceList
+from llmray.prices import text as money_text
 from llmray.train import frame
 from llmray.train.checkpoint import steps_done
 from llmray.train.run_folder import EXPORT, GROUP, METRICS, STOP, Line, OnReport, finite, reopen_metrics, too_high
 from llmray.train.spec import TrainSpec
 from llmray.train.streamed import prepare_if_large
+from llmray.train.workers import SCORE, score
 
 if TYPE_CHECKING:
     from llmray.train.engine import Place
@@ -36,13 +40,17 @@ class TrainResult:
     train_loss: float
     """Loss of the last step, in nats per trained token."""
     heldout_loss: float
-    """The same over held-out rows; NaN where the snapshot has none."""
+    """The same over held-out rows, of the weights in the artifact; NaN where the snapshot has none."""
+    exported_step: int
+    """Step whose weights the artifact has; an earlier one than `steps` where `train.export` best found it."""
     tokens: int
     """Tokens trained on, padding left out."""
     core_seconds: float
     """Cores set aside times seconds, startup included."""
     gpu_seconds: float
     """GPUs set aside times seconds, startup included."""
+    money: float | None
+    """What both cost by the price list of the home; None without one."""
     metrics_path: str
     """The `metrics.jsonl` with a line a step."""
     seconds: dict[str, float]
@@ -96,9 +104,11 @@ def train(
         steps=report["steps"],
         train_loss=math.nan if report["train_loss"] is None else report["train_loss"],
         heldout_loss=math.nan if report["heldout_loss"] is None else report["heldout_loss"],
+        exported_step=report["exported_step"],
         tokens=report["tokens"],
         core_seconds=report["core_seconds"],
         gpu_seconds=report["gpu_seconds"],
+        money=report.get("money"),
         metrics_path=done.metrics_path,
         seconds=report["seconds"],
         stopped_early=report["stopped_early"],
@@ -112,9 +122,10 @@ def progress_text(line: Line, spec: TrainSpec) -> str:
     if line["core_seconds"]:
         per_step = line["core_seconds"] / (spec.num_workers * spec.cpus_per_worker) / line["step"]
         left = f", {per_step * (spec.max_steps - line['step']):.0f} s left"
+    spent = f", {paid} so far" if (paid := money_text(line)) else ""
     return (
         f"step {line['step']}/{spec.max_steps}, loss {line['loss']:.3f}{too_high(line)}{heldout}, "
-        f"{line['tokens_per_s']:,.0f} tokens/s{left}"
+        f"{line['tokens_per_s']:,.0f} tokens/s{left}{spent}"
     )
 
 
@@ -124,6 +135,7 @@ def _report(outcome: Mapping[str, Any], _: Path, __: TrainSpec) -> dict[str, Any
         "steps": progress["step"],
         "train_loss": finite(progress["train_loss"]),
         "heldout_loss": finite(outcome["heldout_loss"]),
+        "exported_step": outcome["exported_step"],
         "tokens": progress["meter"]["tokens"],
         "targets": progress["meter"]["targets"],
         "memory_bytes": outcome["memory"],
@@ -133,13 +145,13 @@ def _report(outcome: Mapping[str, Any], _: Path, __: TrainSpec) -> dict[str, Any
 
 def _worker(config: dict[str, Any]) -> dict[str, Any] | LLMRayError:
     """What every worker runs."""
-    return frame.in_worker(config, TrainSpec, _train)
+    return frame.in_worker(config, TrainSpec, partial(_train, prices=PriceList(**config["prices"])))
 
 
 WORK = frame.Work(worker=_worker, describe=progress_text, report=_report, prepare=prepare_if_large, stops=True)
 
 
-def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None) -> "Outcome":
+def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None, *, prices: PriceList) -> "Outcome":
     import ray.train
 
     from llmray.train import loop
@@ -147,7 +159,7 @@ def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None
     checkpoint = ray.train.get_checkpoint()
     with contextlib.ExitStack() as stack:
         resume_from = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
-        hooks = _RayHooks(folder, place.rank, resume_from)
+        hooks = _RayHooks(folder, place.rank, resume_from, prices)
         return loop.run(
             spec.on_workers(place.world_size),
             place,
@@ -162,8 +174,8 @@ def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None
 class _RayHooks:
     """Checkpoints through Ray Train, metrics to a file by rank 0; see `loop.Hooks`."""
 
-    def __init__(self, folder: Path, rank: int, resume_from: Path | None) -> None:
-        self._folder, self.checkpoints = folder, f"{folder}/{GROUP}"
+    def __init__(self, folder: Path, rank: int, resume_from: Path | None, prices: PriceList) -> None:
+        self._folder, self._prices, self.checkpoints = folder, prices, f"{folder}/{GROUP}"
         self._watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"  # see cluster.LOCAL_ENV
         self._file, self._leaving = None, None
         if rank == 0:
@@ -186,7 +198,8 @@ class _RayHooks:
 
     def metrics(self, line: dict[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(line) + "\n")
+        paid = self._prices.figures(core_seconds=line["core_seconds"], gpu_seconds=line["gpu_seconds"])
+        self._file.write(json.dumps({**line, **paid}) + "\n")
         self._file.flush()
 
     def checkpoint_folder(self, step: int) -> Path:
@@ -199,7 +212,7 @@ class _RayHooks:
             ray.train.report(line)
             return
         ray.train.report(
-            line,
+            {**line, SCORE: score(line)},
             checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)),
             checkpoint_dir_name=checkpoint.name,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,  # it is in its place

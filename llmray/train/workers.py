@@ -4,16 +4,21 @@ What a user must mend comes back from a worker as a value and is raised here: ra
 """
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmray.errors import LLMRayError
 from llmray.train.model_run import ModelRun
-from llmray.train.run_folder import GROUP
+from llmray.train.run_folder import GROUP, Line
 
 if TYPE_CHECKING:
     from llmray.train.engine import Place
+
+
+SCORE = "score"
+"""Figure of a checkpoint by which Ray Train keeps the highest, beside the newest."""
 
 
 def run_workers(
@@ -56,7 +61,9 @@ def run_workers(
             name=GROUP,
             storage_path=str(folder),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=spec.keep_checkpoints),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=spec.keep_checkpoints, checkpoint_score_attribute=SCORE if spec.keeps_best else None
+            ),
             callbacks=list(callbacks),
         ),
     )
@@ -70,6 +77,16 @@ def run_workers(
     if isinstance(value, LLMRayError):
         raise value
     return dict(value)
+
+
+def score(line: Line) -> float:
+    """The score of a checkpoint with that line of metrics: the lower its held-out loss, the higher, if it was a new lowest.
+
+    So no two have the same, and none outlives the best. Never left out, and never infinite: Ray takes a missing figure
+    for the lowest there is (and so for the best, where the lowest are kept), and its file of checkpoints has no infinity
+    (2.60).
+    """
+    return -line["heldout_loss"] if line.get("best_step") == line["step"] else -sys.float_info.max
 
 
 def begin_worker(spec: ModelRun) -> "Place":

@@ -282,6 +282,11 @@ def _check_fits(spec: TuneSpec, ledger: Ledger, journal: _Journal) -> None:
             free.get("GPU", 0.0),
         )
     left = ledger.balance().left
+    if "money" in left and "money" not in spec.reservation:
+        raise ConfigError(
+            "budget.money needs the prices of what a trial takes: write currency, core_hour and gpu_hour into prices.yaml "
+            "in $LLMRAY_HOME"
+        )
     for name, amount in spec.reservation.items():
         if name in left and amount > left[name] and not journal.finished:
             raise BudgetExhaustedError(

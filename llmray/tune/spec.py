@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from llmray.digest import digest_of
 from llmray.errors import ConfigError
+from llmray.prices import price_list
 from llmray.tune.ledger import Amounts
 from llmray.tune.space import parse_space
 
@@ -66,8 +67,10 @@ class TuneSpec:
         return self.cost(self.max_trial_s)
 
     def cost(self, seconds: float) -> Amounts:
-        """What a trial of that length spends."""
-        return {"core_seconds": self.cpus_per_trial * seconds, "gpu_seconds": self.gpus_per_trial * seconds}
+        """What a trial of that length spends; money as well where the home's price list knows it."""
+        used = {"core_seconds": self.cpus_per_trial * seconds, "gpu_seconds": self.gpus_per_trial * seconds}
+        money = price_list().money(**used)
+        return used if money is None else {**used, "money": money}
 
     def identity(self, trial: str) -> str:
         """What a run folder is held to: the same points, measured the same way."""

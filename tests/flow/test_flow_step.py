@@ -128,7 +128,16 @@ def test_what_it_costs_is_charged_once() -> None:
     multiply(3)
     with Registry.open() as registry:
         [spent] = registry.spend()
-    assert (spent.step, spent.core_seconds, spent.gpu_seconds) == ("multiply", 2.5, 0.5)
+    assert (spent.step, spent.core_seconds, spent.gpu_seconds, spent.money) == ("multiply", 2.5, 0.5, 0.0)
+
+
+def test_with_a_price_list_it_is_charged_in_money_too_and_a_price_is_no_reason_to_run_again(llmray_home: Path) -> None:
+    llmray_home.mkdir(exist_ok=True)
+    for core_hour in (3600, 7200):
+        (llmray_home / "prices.yaml").write_text(f"{{currency: EUR, core_hour: {core_hour}, gpu_hour: 720}}")
+        multiply(3)
+    with Registry.open() as registry:
+        assert [one.money for one in registry.spend()] == [2.6]
 
 
 def test_outside_a_step_nothing_is_charged_and_there_is_no_work_folder() -> None:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -45,9 +46,10 @@ class Job:
 class Folder:
     """Hooks that keep lines, and checkpoints by their step."""
 
-    def __init__(self, folder: Path, stop_after: int | None) -> None:
-        self.stop_after = stop_after
-        self.checkpoints = str(folder)
+    def __init__(self, folder: Path, job: Job) -> None:
+        self.stop_after, self.checkpoints = job.stop_after, str(folder)
+        if job.resume_from is not None:
+            self._bring(job.resume_from)
         self.lines: list[dict[str, Any]] = []
         self.saved: list[int] = []
 
@@ -67,6 +69,14 @@ class Folder:
         if checkpoint is not None:
             self.saved.append(line["step"])
 
+    def _bring(self, newest: Path) -> None:
+        """The checkpoints of the run that goes on, up to its newest."""
+        Path(self.checkpoints).mkdir(exist_ok=True)
+        for old in newest.parent.iterdir():
+            if int(old.name) <= int(newest.name):
+                with suppress(FileExistsError):  # another rank was first
+                    self.checkpoint_folder(int(old.name)).symlink_to(old)
+
 
 def run_rank(job: Job, folder: Path, rank: int, answers: "SimpleQueue[tuple[int, dict[str, Any]]]") -> None:
     torch.set_num_threads(1)
@@ -80,7 +90,7 @@ def run_rank(job: Job, folder: Path, rank: int, answers: "SimpleQueue[tuple[int,
         loop.weights_are_lost = lambda _: rank == world_size - 1
     if not job.copies:
         loop.room_for_copy = lambda *_, **__: 0
-    hooks = job.hooks(folder / "checkpoints", job.stop_after)
+    hooks = job.hooks(folder / "checkpoints", job)
     answer: dict[str, Any] = {}
     try:
         outcome = loop.run(

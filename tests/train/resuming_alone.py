@@ -14,6 +14,7 @@ from typing import Any
 
 from diverging_alone import Folder, Job, run
 from tiny_training import base
+from trouble import Trouble
 
 from llmray import artifact
 from llmray.train.checkpoint import TAG, Progress
@@ -26,8 +27,8 @@ from llmray.train.spec import TrainSpec
 class Slow(Folder):
     """What rank 0 writes of the checkpoint of step 2 is held up until step 4 was taken."""
 
-    def __init__(self, folder: Path, stop_after: int | None) -> None:
-        super().__init__(folder, stop_after)
+    def __init__(self, folder: Path, job: Job) -> None:
+        super().__init__(folder, job)
         self._go, write = Event(), Saver._write
 
         def held(saver: Saver, folder: Path, progress: Progress, parts: list[Callable[[], None]]) -> None:
@@ -73,6 +74,20 @@ def chain(name: str, spec: TrainSpec, root: Path) -> dict[str, Job]:
     }
 
 
+def best(spec: TrainSpec, root: Path) -> dict[str, Job]:
+    """From the fifth step on it learns the reverse; again from its second step, and from its end on one worker."""
+    watched = replace(
+        spec, max_steps=20, checkpoint_every=100, eval_rows=64, eval_every=2, patience=2, export="best", divergence_sigmas=0
+    )  # fmt: skip
+    reverse = dict.fromkeys(range(5, 21), -1.0)
+    begun = root / "best" / "checkpoints"
+    return {
+        "best": Job(spec=watched, trouble=Trouble(scale=reverse)),
+        "best_again": Job(spec=watched, trouble=Trouble(scale=reverse, passes=2), resume_from=begun / "2"),
+        "best_alone": Job(spec=replace(watched, num_workers=1, accumulation=2), resume_from=begun / "8"),
+    }
+
+
 def jobs(model: artifact.Artifact, data_uri: str, root: Path) -> Mapping[str, Job]:
     spec = TrainSpec(
         model=model.uri, data=data_uri, num_workers=2, max_length=96, micro_batch=3, max_steps=6, lr=1e-2,
@@ -89,6 +104,7 @@ def jobs(model: artifact.Artifact, data_uri: str, root: Path) -> Mapping[str, Jo
     made["slow"] = Job(spec=replace(spec, zero=2), hooks=Slow)
     made["full"] = Job(spec=replace(spec, zero=2), hooks=Full)
     made["leaving"] = Job(spec=replace(spec, zero=2, checkpoint_every=100), hooks=Leaving, copies=False)
+    made |= best(spec, root)
     made["same"] = Job(spec=replace(spec, zero=3), resume_from=root / "full3" / "checkpoints" / "4")
     return made
 

@@ -15,6 +15,7 @@ import pytest
 from llmray import artifact
 from llmray.errors import ConfigError, InputError, LLMRayError, StoppedError
 from llmray.train import frame
+from llmray.train.card import CARD
 from llmray.train.model_run import ModelRun
 from llmray.train.run_folder import EXPORT, METRICS, STOP, stopping_on_sigterm
 
@@ -24,7 +25,7 @@ class FakeSpec(ModelRun):
     option: ClassVar[str] = "fake"
 
 
-SPEC = FakeSpec(model="nowhere", data="nowhere", num_workers=2, cpus_per_worker=3.0, max_steps=4)
+SPEC = FakeSpec(model="nowhere", data="nowhere", num_workers=2, cpus_per_worker=3.0, max_steps=4, report_to=())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +122,7 @@ def test_a_run_ends_in_a_model_that_says_what_it_cost_and_what_it_was_made_of(gr
     assert done.metrics_path == str(tmp_path / "run" / METRICS)
     assert group.calls == [{"folder": tmp_path / "run", **options}]
     made = artifact.load(done.artifact.uri)
+    assert "Made by `llmray` (fake) in 4 steps." in (Path(made.uri) / CARD).read_text()
     assert (Path(made.uri) / "weights").read_text() == "4 steps"
     assert (Path(made.uri) / METRICS).read_text() == Path(done.metrics_path).read_text()
     assert (made.kind, made.config, made.parents) == ("model", {"fake": SPEC.identity()}, {})
@@ -131,7 +133,16 @@ def test_a_run_ends_in_a_model_that_says_what_it_cost_and_what_it_was_made_of(gr
     assert made.report["core_seconds"] == pytest.approx(6 * sum(seconds.values()), abs=0.03)
 
 
-def test_metrics_lie_outside_the_digest(group: Group, tmp_path: Path) -> None:
+def test_what_it_cost_is_said_in_money_where_there_is_a_price_list(
+    group: Group, tmp_path: Path, llmray_home: Path
+) -> None:
+    llmray_home.mkdir(exist_ok=True)
+    (llmray_home / "prices.yaml").write_text("{currency: EUR, core_hour: 3600}")
+    report = frame.run(WORK, SPEC, run_dir=str(tmp_path / "run"), root_uri=str(tmp_path)).report
+    assert (report["money"], report["currency"]) == (pytest.approx(report["core_seconds"]), "EUR")
+
+
+def test_metrics_and_the_card_lie_outside_the_digest(group: Group, tmp_path: Path) -> None:
     one, two = (frame.run(WORK, SPEC, run_dir=str(tmp_path / name), root_uri=str(tmp_path)) for name in "ab")
     assert one.artifact == two.artifact
 

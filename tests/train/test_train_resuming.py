@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    data = snapshot(tmp_path_factory.mktemp("data"))
+    data = snapshot(tmp_path_factory.mktemp("data"), validation=[21, 22, 23, 24])
     result: dict[str, Any] = run_apart("resuming_alone.py", data.uri, str(folder))
     return result
 
@@ -106,3 +106,33 @@ def test_the_part_of_rank_0_is_as_large_as_foreseen(runs: dict[str, Any], folder
     files = (folder / name / "checkpoints" / "2" / "deepspeed").iterdir()
     written = sum(file.stat().st_size for file in files if "pp_rank_1_" not in file.name)
     assert written == pytest.approx(runs["foreseen"][name], rel=0.1, abs=20_000), "and names, a few KB"
+
+
+def heldout(run: dict[str, Any]) -> dict[int, float]:
+    return {line["step"]: line["heldout_loss"] for line in run["lines"] if "heldout_loss" in line}
+
+
+def exported(folder: Path, name: str) -> bytes:
+    return (folder / name / "export" / "model.safetensors").read_bytes()
+
+
+def test_out_of_patience_it_ends_with_the_weights_of_the_lowest_heldout_loss(
+    runs: dict[str, Any], folder: Path
+) -> None:
+    run = runs["best"]
+    seen = heldout(run)
+    assert list(seen) == [2, 4, 6, 8]
+    assert seen[4] == min(seen.values())
+    assert run["saved"] == [2, 4, 8]
+    outcome = run["outcome"]
+    assert (outcome["progress"]["step"], outcome["exported_step"], outcome["stopped_early"]) == (8, 4, False)
+    assert outcome["heldout_loss"] == seen[4]
+    assert outcome["counts"]["heldout_rows"] == 4
+
+
+def test_resumed_it_ends_at_the_same_step_with_the_same_weights(runs: dict[str, Any], folder: Path) -> None:
+    again, alone = runs["best_again"], runs["best_alone"]
+    assert heldout(again) == {step: loss for step, loss in heldout(runs["best"]).items() if step > 2}
+    assert again["outcome"]["progress"]["heldout"] == runs["best"]["outcome"]["progress"]["heldout"]
+    assert (alone["lines"], alone["outcome"]["exported_step"]) == ([], 4)
+    assert exported(folder, "best") == exported(folder, "best_again") == exported(folder, "best_alone")

@@ -3,11 +3,14 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmray.train.meter import Meter
+from llmray.train.checkpoint import Progress
+from llmray.train.meter import Gauge, Meter
+from llmray.train.packing import Block
 from llmray.train.schedule import learning_rate
 
 SCHEDULES = st.sampled_from(["cosine", "linear", "constant", "wsd"])
@@ -67,10 +70,27 @@ def test_until_it_falls_wsd_is_the_same_for_every_length(short: int, long: int, 
     assert rates <= {0.5}
 
 
+GAUGE = Gauge(
+    num_blocks=8, max_length=60, device="cpu", num_devices=2, cores=4, gpus=0.5, flops_per_token=1e6, peak_flops_per_s=1e9
+)  # fmt: skip
+
+
+def test_a_line_of_metrics_says_how_full_the_blocks_were_and_how_busy_the_devices() -> None:
+    meter = Meter(tokens=200, targets=80, seconds=1.0, core_seconds=4.0, gpu_seconds=0.5)
+    line = GAUGE.line(Progress(step=2, next_index=4, meter=meter, train_loss=1.5), lr=0.1, grad_norm=2.0)
+    assert line.pop("peak_bytes") > 0
+    assert line == {
+        "step": 2, "loss": 1.5, "lr": 0.1, "grad_norm": 2.0, "epoch": 0.5, "tokens": 200, "tokens_per_s": 200.0,
+        "packing_efficiency": 0.8333, "core_seconds": 4.0, "gpu_seconds": 0.5, "mfu": 0.1,
+    }  # fmt: skip
+
+
 def test_a_meter_adds_up() -> None:
     meter = Meter()
     assert meter.tokens_per_s == 0.0
+    ids = np.arange(60)
+    block = Block(input_ids=ids, labels=ids, position_ids=ids, num_targets=20, num_tokens=50, rows=(1,))
     for _ in range(2):
-        meter = meter.add(tokens=100, targets=40, seconds=0.5, cores=4, gpus=0.5)
+        meter = GAUGE.add(meter, [block, block], 0.5)
     assert meter == Meter(tokens=200, targets=80, seconds=1.0, core_seconds=4.0, gpu_seconds=0.5)
     assert meter.tokens_per_s == 200.0

@@ -9,6 +9,7 @@ import pytest
 
 from llmray.errors import ConfigError
 from llmray.train.checkpoint import Progress, read_progress, steps_done, write_progress
+from llmray.train.early_stopping import HeldoutWatch
 from llmray.train.meter import Meter
 from llmray.train.model_run import changed
 from llmray.train.spec import TrainSpec
@@ -49,6 +50,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"offload": "nvme"}, r"train\.offload \('nvme'\) must be one of none, optimizer, all"),
     ({"zero": 0, "offload": "optimizer"}, r"use train\.zero 1 or higher"),
     ({"zero": 2, "offload": "all"}, r"only train\.zero 3 gathers.*use that, or train\.offload optimizer"),
+    ({"patience": -1}, r"train\.patience \(-1\) must be zero or more"),
+    ({"patience": 2}, r"set train\.eval_every to the steps between"),
+    ({"export": "best", "eval_every": 5, "eval_rows": 0}, r"leave train\.eval_rows above zero"),
+    ({"export": "first"}, r"train\.export \('first'\) must be one of last, best"),
     ({"schedule": "step"}, r"train\.schedule \('step'\) must be one of cosine, linear, constant, wsd"),
     ({"too_long": "drop"}, r"train\.too_long \('drop'\) must be one of by_shape, truncate, split, refuse"),
     ({"template": "alpaca"}, r"train\.template \('alpaca'\) must be one of plain, chatml, llama3, gemma, or empty"),
@@ -132,6 +137,7 @@ def test_another_number_of_workers_shares_the_same_global_batch() -> None:
 def test_a_checkpoint_tells_where_the_run_stood(tmp_path: Path) -> None:
     spec = TrainSpec(model="/m", data="/d")
     progress = Progress(step=4, next_index=64, meter=Meter(tokens=9, seconds=0.25), train_loss=1.5)
+    progress = replace(progress, heldout=HeldoutWatch(lowest=1.25, lowest_step=2, since=1))
     write_progress(tmp_path, progress, spec, world_size=2)
     assert read_progress(tmp_path, spec) == progress
     assert read_progress(tmp_path, replace(spec, num_workers=1, accumulation=2)) == progress

@@ -15,6 +15,7 @@ from tiny_training import base, snapshot
 from llmray import artifact
 from llmray.artifact import Artifact
 from llmray.errors import ConfigError, InputError
+from llmray.train.checkpoint import steps_done
 from llmray.train.spec import TrainSpec
 from llmray.train.trainer import TrainResult, train
 
@@ -40,6 +41,7 @@ def spec(root: Path) -> TrainSpec:
         max_steps=STEPS,
         checkpoint_every=2,
         eval_every=4,
+        export="best",
         lr=1e-2,
     )
 
@@ -54,8 +56,11 @@ def told() -> list[dict[str, Any]]:
 def undisturbed(
     ray_cluster: None, spec: TrainSpec, root: Path, told: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> TrainResult:
-    run_dir = tmp_path_factory.mktemp("undisturbed")
-    return train(spec, run_dir=str(run_dir), root_uri=str(root), on_report=told.append)
+    run_dir, home = (tmp_path_factory.mktemp(name) for name in ("undisturbed", "home"))
+    (home / "prices.yaml").write_text("{currency: EUR, core_hour: 36}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMRAY_HOME", str(home))
+        return train(spec, run_dir=str(run_dir), root_uri=str(root), on_report=told.append)
 
 
 def lines_of(result: TrainResult) -> list[dict[str, Any]]:
@@ -84,7 +89,12 @@ def test_two_workers_train_a_model_that_says_where_it_comes_from(
     assert model.kind == "model"
     assert model.parents == {"base": artifact.load(spec.model).digest, "data": artifact.load(spec.data).digest}
     assert model.config == {"train": spec.identity()}
-    assert model.report["steps"] == STEPS
+    assert model.report["steps"] == undisturbed.exported_step == STEPS
+    assert len(model.report["memory_bytes"]["peaks"]) == 2
+    assert undisturbed.money == pytest.approx(undisturbed.core_seconds / 100, abs=1e-6)
+    assert [line["money"] for line in lines] == pytest.approx([line["core_seconds"] / 100 for line in lines], abs=1e-6)
+    assert "over 4 rows. It cost" in (Path(model.uri) / "README.md").read_text()
+    assert len(list((Path(model.uri) / "tensorboard").glob("events.*"))) == 1
 
 
 def test_the_artifact_loads_and_has_the_heldout_loss_that_it_claims(undisturbed: TrainResult, spec: TrainSpec) -> None:
@@ -122,19 +132,25 @@ def test_the_same_call_again_runs_nothing_and_another_spec_is_refused(
         train(spec, run_dir="memory://runs/1", root_uri=str(root))
 
 
-def test_lora_stops_at_its_deadline_goes_on_when_called_again_and_is_merged(
+def test_lora_stops_at_its_deadline_goes_on_when_called_again_and_its_best_weights_are_merged(
     ray_cluster: None, spec: TrainSpec, root: Path, tmp_path: Path
 ) -> None:
     import torch
 
-    adapters = replace(spec, method="lora", lora_rank=4, max_steps=3, eval_every=0, zero=3, num_workers=1)
+    adapters = replace(
+        spec, method="lora", lora_rank=4, zero=3, num_workers=1, max_steps=4, eval_every=1, patience=1, lr=0.9,
+        schedule="constant", keep_checkpoints=1,
+    )  # fmt: skip
     before = weights_of(artifact.load(spec.model))
     stopped = train(adapters, run_dir=str(tmp_path), root_uri=str(root), deadline_s=0.0)
     assert (stopped.steps, stopped.stopped_early) == (0, True)
     untouched = weights_of(stopped.artifact)
     assert all(torch.equal(untouched[name], before[name]) for name in before)
     result = train(adapters, run_dir=str(tmp_path), root_uri=str(root))
-    assert (result.steps, result.stopped_early) == (3, False)
+    assert (result.steps, result.exported_step, result.stopped_early) == (3, 2, False)
+    kept = [steps_done(folder) for folder in sorted((tmp_path / "ray").glob("checkpoint_*/"))]
+    assert kept == [2, 3], "the best and the newest"
+    assert result.heldout_loss == lines_of(result)[1]["heldout_loss"]
     assert (Path(result.artifact.uri) / "adapter" / "adapter_config.json").is_file()
     merged = weights_of(result.artifact)
     assert merged.keys() == before.keys()

@@ -66,6 +66,16 @@ def test_a_budget_too_small_for_one_trial_is_refused_before_anything_runs(ray_cl
     assert not (tmp_path / "trials").exists()
 
 
+def test_money_is_held_by_the_price_list(ray_cluster: None, tmp_path: Path, llmray_home: Path) -> None:
+    budget = Budget(money=0.5)
+    with pytest.raises(ConfigError, match=r"budget\.money needs the prices"):
+        tune(trials.parabola, spec([1, 2]), budget=budget, run_dir=str(tmp_path))
+    llmray_home.mkdir(exist_ok=True)
+    (llmray_home / "prices.yaml").write_text("{currency: EUR, core_hour: 60}")
+    with pytest.raises(BudgetExhaustedError, match=r"0\.5 money are left and one may take 1: raise budget\.money"):
+        tune(trials.parabola, spec([1, 2]), budget=budget, run_dir=str(tmp_path))
+
+
 def test_a_trial_that_fails_or_dies_does_not_end_the_search(ray_cluster: None, tmp_path: Path) -> None:
     result = tune(trials.broken, spec([1, 2.5, 9], grace_reports=1), budget=PLENTY, run_dir=str(tmp_path))
     by_x = {trial.config["x"]: trial for trial in result.trials}
