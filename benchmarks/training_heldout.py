@@ -24,8 +24,8 @@ from training_runs import alone, llama, on_ranks, python_docs
 from llmray import console
 from llmray.train.base_model import BaseModelSpec
 from llmray.train.blocks import train_blocks
-from llmray.train.engine import load_tokenizer
 from llmray.train.spec import TrainSpec
+from llmray.train.template import load_tokenizer
 
 SHAPE = BaseModelSpec(vocab_size=2048, hidden_size=192, intermediate_size=512, num_layers=4, num_heads=3)
 HELDOUT_ROWS = 300

@@ -79,7 +79,8 @@ def compared(_: int, __: Path, spec: TrainSpec, export: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     from llmray.train.blocks import heldout_blocks
-    from llmray.train.engine import load_tokenizer, load_whole
+    from llmray.train.engine import load_whole
+    from llmray.train.template import load_tokenizer
 
     tokenizer = load_tokenizer(spec.model)
     blocks = heldout_blocks(replace(spec, eval_rows=200), tokenizer)

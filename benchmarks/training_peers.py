@@ -58,7 +58,8 @@ def bare_deepspeed(rank: int, _: Path, spec: TrainSpec) -> Curve:
 
     from llmray.train.blocks import train_blocks
     from llmray.train.cursor import Cursor, share
-    from llmray.train.engine import Place, join_process_group, load_model, load_tokenizer, make_engine
+    from llmray.train.engine import Place, join_process_group, load_model, make_engine
+    from llmray.train.template import load_tokenizer
 
     place = Place(rank=rank, world_size=spec.num_workers, ranks_on_node=spec.num_workers)
     join_process_group(place)

@@ -86,7 +86,7 @@ class Lines:
     def metrics(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
 
-    def checkpoint_folder(self, step: int) -> Path:
+    def checkpoint_folder(self, step: int) -> Path:  # noqa: ARG002
         return Path(self.checkpoints)
 
     def report(self, line: dict[str, Any], checkpoint: Path | None) -> None:

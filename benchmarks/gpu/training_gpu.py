@@ -117,8 +117,9 @@ def bare(_: int, __: Path, spec: TrainSpec, device: str) -> dict[str, Any]:
 
     from llmray.train.blocks import train_blocks
     from llmray.train.cursor import Cursor
-    from llmray.train.engine import load_model, load_tokenizer
+    from llmray.train.engine import load_model
     from llmray.train.memory import peak_bytes
+    from llmray.train.template import load_tokenizer
 
     tokenizer = load_tokenizer(spec.model)
     blocks = train_blocks(spec, tokenizer).blocks

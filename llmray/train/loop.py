@@ -250,8 +250,7 @@ def _steps(
                 saved = progress.step
                 saver.save(hooks.checkpoint_folder(saved), progress, {"step": saved, "loss": progress.train_loss})
             return progress, saved if told else None
-        dice = np.random.SeedSequence([spec.seed, progress.step, job.place.rank])
-        torch.manual_seed(int(dice.generate_state(1)[0]))
+        torch.manual_seed(_dice(spec.seed, progress.step, job.place.rank))
         taken = _step(job, batch, lr)
         step = progress.step + 1
         wanted = wanted or leaving or step % spec.checkpoint_every == 0 or step == spec.max_steps
@@ -331,6 +330,10 @@ def _judge(job: _Job, progress: Progress, taken: _Taken, *, saving: bool) -> tup
     if saving and isinstance(verdict, Fine) and any_rank(weights_are_lost(job.engine), job.place):
         verdict = Diverged(of="weights", value=math.nan)
     return verdict, watch
+
+
+def _dice(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 
 def _lr(spec: TrainSpec, steps_done: int) -> float:
