@@ -158,9 +158,9 @@ def pack_all(spec: TrainSpec, main: Tokenized, mixed: Tokenized | None, *, pad_i
         raise InputError(_nothing(spec, main.counts))
     examples = main.examples
     if mixed is not None:
-        wanted = round(len(places) * spec.mix / (1 - spec.mix))
+        share = round(len(places) * spec.mix / (1 - spec.mix))
         extra = pack_table(mixed.examples, max_length=spec.max_length)
-        order = np.random.default_rng([spec.seed, 1]).permutation(len(extra))[:wanted]
+        order = np.random.default_rng([spec.seed, 1]).permutation(len(extra))[:share]
         places += [extra[index] + len(examples) for index in sorted(order)]
         examples = pa.concat_tables([examples, mixed.examples])
         counts["mixed_blocks"] = len(order)

@@ -21,7 +21,7 @@ from tiny_training import base
 from trouble import Trouble
 
 from llmray import artifact
-from llmray.errors import UnavailableError
+from llmray.errors import InputError, UnavailableError
 from llmray.train import loop
 from llmray.train.divergence import DivergedError
 from llmray.train.engine import Place
@@ -107,6 +107,8 @@ def run_rank(job: Job, folder: Path, rank: int, answers: "SimpleQueue[tuple[int,
         answer = {"diverged": str(error)}
     except UnavailableError as error:
         answer = {"unavailable": str(error)}
+    except InputError as error:
+        answer = {"refused": str(error)}
     answers.put((rank, {**answer, "lines": hooks.lines, "saved": hooks.saved}))
 
 
@@ -123,7 +125,8 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         process.join()
     assert [process.exitcode for process in processes] == [0 for _ in ranks], folder.name
     by_rank = dict(answers.get() for _ in ranks)
-    return {**by_rank[0], "all": [by_rank[rank].get("diverged", by_rank[rank].get("unavailable")) for rank in ranks]}
+    errors = [[by_rank[rank].get(kind) for kind in ("diverged", "unavailable", "refused")] for rank in ranks]
+    return {**by_rank[0], "all": [next(filter(None, of_rank), None) for of_rank in errors]}
 
 
 def changed(folder: Path, model: artifact.Artifact, change: Callable[[Any], Any]) -> str:
@@ -160,6 +163,7 @@ def jobs(model: artifact.Artifact, data_uri: str, root: Path) -> Mapping[str, Jo
         "two_zero3": Job(spec=replace(plain, zero=3, num_workers=2, micro_batch=2)),
         **{f"gradient_zero{zero}": Job(spec=replace(apart, zero=zero), trouble=bad) for zero in range(4)},
         "gradient_bf16": Job(spec=replace(one_by_one, dtype="bfloat16"), trouble=bad),
+        "refused": Job(spec=replace(apart, too_long="refuse", max_length=20)),
         "row": Job(spec=replace(apart, zero=3, model=poisoned(root / "poisoned", model), checkpoint_every=8)),
         "weights": Job(spec=replace(plain, model=lost)),
         "spike": Job(spec=watched, trouble=Trouble(scale={20: -30.0})),

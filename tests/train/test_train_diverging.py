@@ -63,6 +63,12 @@ def test_a_row_with_a_loss_that_is_no_number_is_named_alone(runs: dict[str, Any]
     assert set(run["all"]) == {run["diverged"]}
 
 
+def test_what_the_first_rank_refuses_in_the_data_is_raised_on_all(runs: dict[str, Any]) -> None:
+    mine, other = runs["refused"]["all"]
+    assert "more than train.max_length (20): raise that, or choose train.too_long truncate or split" in mine
+    assert mine == other
+
+
 def test_where_every_row_is_bad_the_weights_are_to_blame(runs: dict[str, Any]) -> None:
     assert "every row of the batch gives it, so it is the weights that are lost" in runs["weights"]["diverged"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_training import snapshot
+from tiny_training import snapshot, tokenizer
 
 from llmray.errors import InputError
 from llmray.train.blocks import heldout_blocks
@@ -17,9 +17,9 @@ from llmray.train.workers import score
 
 def test_without_rows_to_go_by_it_is_refused(tmp_path: Path) -> None:
     data = snapshot(tmp_path)
-    assert heldout_blocks(TrainSpec(data=data.uri), None) == []
+    assert list(heldout_blocks(TrainSpec(data=data.uri), tokenizer())) == []
     with pytest.raises(InputError, match=r"has no validation rows of shape 'messages', by which train\.patience"):
-        heldout_blocks(TrainSpec(data=data.uri, eval_every=1, patience=1), None)
+        heldout_blocks(TrainSpec(data=data.uri, eval_every=1, patience=1), tokenizer())
 
 
 def test_only_a_new_lowest_loss_is_a_score() -> None:
