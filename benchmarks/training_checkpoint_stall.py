@@ -121,7 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"held up {theirs.stall_s / ours.stall_s:.1f} times as long as documented; share of {default} steps")
     body = {
         "versions": versions("ray", "deepspeed", "torch"),
-        "parameters": SHAPE.num_layers * (4 * 1024**2 + 3 * 1024 * 2816),
+        "parameters_in_layers": SHAPE.num_layers
+        * SHAPE.hidden_size
+        * (4 * SHAPE.hidden_size + 3 * SHAPE.intermediate_size),
         "checkpoint_every": default,
         "tokens_per_step": spec.global_batch * spec.max_length,
         "runs": {name: _brief(one, shares[name]) for name, one in found.items()},
