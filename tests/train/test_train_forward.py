@@ -1,6 +1,6 @@
 """Packed documents have the loss and the gradients that they have alone, in every shape of model; else it is refused."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,15 @@ from llmray.train.packing import IGNORED, Block, Example, documents, pack
 
 SHAPES = ["Llama", "grouped", "Qwen3", "GPTNeoX"]
 LENGTH = 48
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads on cores that others use take tenfold for models so small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def model_of(name: str) -> Any:
