@@ -148,7 +148,7 @@ def test_lora_stops_at_its_deadline_goes_on_when_called_again_and_its_best_weigh
     assert all(torch.equal(untouched[name], before[name]) for name in before)
     result = train(adapters, run_dir=str(tmp_path), root_uri=str(root))
     assert (result.steps, result.exported_step, result.stopped_early) == (3, 2, False)
-    kept = [steps_done(folder) for folder in sorted((tmp_path / "ray").glob("checkpoint_*/"))]
+    kept = [steps_done(folder) for folder in sorted((tmp_path / "ray").glob("step_*/"))]
     assert kept == [2, 3], "the best and the newest"
     assert result.heldout_loss == lines_of(result)[1]["heldout_loss"]
     assert (Path(result.artifact.uri) / "adapter" / "adapter_config.json").is_file()
