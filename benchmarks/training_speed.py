@@ -1,8 +1,10 @@
 """Claim: tokens/s at least 0.95x a bare DeepSpeed loop on the same batches; non-padding tokens/s at least 1.0x TRL 1.16's SFTTrainer and the HF Trainer on rows of equal length, 2x on rows of skewed lengths.
 
 Two processes without Ray, one thread each, the same Llama, the same rows and the same number of rows (blocks) in a batch. Rounds
-take all of them by turns, and a ratio is taken within its round; the median of the rounds counts. Skewed rows are the
-documentation's questions and answers; equal rows are its text in pieces of the block's length. TRL with its own packing stands beside them.
+take all of them by turns, and a ratio is taken within its round; the median of the rounds counts. Nobody shards anything (ZeRO 0), since
+the peers do not; llmray as it shards by default (ZeRO 2) stands beside them. Skewed rows are the
+documentation's questions and answers; equal rows are its text in pieces of the block's length. TRL
+with its own packing stands beside them.
 
     python benchmarks/training_speed.py
 """
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import headline, versions, write_result
-from training_peers import bare_deepspeed, hf_trainer, llmray_loop, tokens_per_s, trl_sft
+from training_peers import Curve, bare_deepspeed, hf_trainer, llmray_loop, tokens_per_s, trl_sft
 from training_runs import llama, on_ranks, python_docs
 
 from llmray import console
@@ -27,9 +29,17 @@ from llmray.train.base_model import BaseModelSpec
 from llmray.train.spec import TrainSpec
 
 SHAPE = BaseModelSpec(vocab_size=2048, hidden_size=256, intermediate_size=704, num_layers=4, num_heads=4)
+
+
+def on_zero2(rank: int, folder: Path, spec: TrainSpec) -> Curve:
+    """llmray's loop as it shards by default."""
+    return llmray_loop(rank, folder, replace(spec, zero=2))
+
+
 OURS = "llmray"
 PEERS: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     OURS: (llmray_loop, ()),
+    "llmray, ZeRO 2": (on_zero2, ()),
     "bare DeepSpeed": (bare_deepspeed, ()),
     "TRL SFTTrainer": (trl_sft, ({},)),
     "HF Trainer": (hf_trainer, ({},)),
@@ -52,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = python_docs(folder)
         spec = TrainSpec(
             model=llama(folder, data, SHAPE).uri, data=data.uri, max_length=256, micro_batch=4, max_steps=args.steps,
-            lr=1e-3, checkpoint_every=args.steps, eval_rows=0,
+            zero=0, lr=1e-3, checkpoint_every=args.steps, eval_rows=0,
         )  # fmt: skip
         equal = replace(spec, objective="pretrain", data=one_text(folder, data).uri)
         found = {

@@ -238,7 +238,12 @@ def weights_are_lost(engine: Any) -> bool:
 
 def deepspeed_config(spec: ModelRun) -> dict[str, Any]:
     """The DeepSpeed settings that a spec stands for."""
-    zero: dict[str, Any] = {"stage": spec.zero, "overlap_comm": False, "stage3_param_persistence_threshold": 10_000}
+    zero: dict[str, Any] = {
+        "stage": spec.zero,
+        "overlap_comm": False,
+        "contiguous_gradients": bool(spec.gpus_per_worker),  # a copy against fragmentation, which a CPU does not know
+        "stage3_param_persistence_threshold": 10_000,
+    }
     host = {"device": "cpu", "pin_memory": bool(spec.gpus_per_worker)}
     if spec.offload != "none":
         zero["offload_optimizer"] = host
