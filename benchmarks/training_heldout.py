@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="heldout-") as scratch:
         folder = Path(scratch)
-        data = python_docs(folder, every=4)
+        data = python_docs(folder, every=10)
         whole = TrainSpec(
             model=llama(folder, data, SHAPE).uri, data=data.uri, objective="pretrain", max_length=256, micro_batch=4,
             max_steps=args.pretrain_steps, lr=2e-3, checkpoint_every=args.pretrain_steps, eval_rows=0,

@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     costs = {
         "rank 0 writes its metrics": waits["metrics"],
         "rank 0 asks whether to stop or to leave": waits["stop_wanted"] + waits["leave_wanted"],
-        "the driver follows, and Ray Train's controller polls": taken["driver and controller"],
+        "the driver follows": taken["driver"],
+        "Ray Train's controller looks after its workers": taken["controller"],
     }
     share = sum(costs.values()) / step_s
     rows = [[name, f"{1e3 * cost:.3f}", f"{cost / step_s:.2%}"] for name, cost in costs.items()]
@@ -132,7 +133,7 @@ class ProcessorTime:
         if line["step"] == self._from:
             self._before = self._look()
         elif line["step"] == self._to:
-            totals = {"driver and controller": 0.0, "the rest of Ray": 0.0}
+            totals = {"driver": 0.0, "controller": 0.0, "the rest of Ray": 0.0}
             for pid, (name, seconds) in self._look().items():
                 if name in totals:
                     totals[name] += seconds - self._before.get(pid, (name, 0.0))[1]
@@ -150,8 +151,10 @@ class ProcessorTime:
             name = "the rest of Ray"
             if "RayTrainWorker" in title:
                 name = "workers"
-            elif pid == os.getpid() or "TrainController" in title:
-                name = "driver and controller"
+            elif pid == os.getpid():
+                name = "driver"
+            elif "TrainController" in title:
+                name = "controller"
             found[pid] = (name, times.user + times.system)
         return found
 

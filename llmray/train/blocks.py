@@ -178,7 +178,7 @@ def pad_id_of(tokenizer: Any) -> int:
 def _packed(spec: TrainSpec, examples: pa.Table, places: Sequence[np.ndarray], pad_id: int) -> PackedBlocks:
     return PackedBlocks(
         examples=examples,
-        table=blocks_table(places),
+        table=blocks_table(examples, places),
         max_length=spec.max_length,
         pad_id=pad_id,
         named=len(examples["source"].unique()) > 1,

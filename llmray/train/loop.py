@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,40 +41,17 @@ from llmray.train.engine import (
     zero3_loading,
 )
 from llmray.train.forward import check_walls, token_losses
+from llmray.train.hooks import Hooks
 from llmray.train.memory import check, peak_bytes, room_bytes
 from llmray.train.meter import Gauge, gauge_of, laps
-from llmray.train.packing import Block, documents
+from llmray.train.packed import PackedBlocks
+from llmray.train.packing import documents
 from llmray.train.prepared import build, open_prepared, prepare
 from llmray.train.saver import Saver, room_for_copy
 from llmray.train.schedule import learning_rate
+from llmray.train.shape import Shape
 from llmray.train.spec import TrainSpec
 from llmray.train.template import load_tokenizer
-
-
-class Hooks(Protocol):
-    """What the loop needs from where it runs."""
-
-    checkpoints: str
-    """Where they lie, for a person to read."""
-
-    def stop_wanted(self) -> bool:
-        """Whether the run is to end now, with a checkpoint; asked before every step, of each rank, and one is enough."""
-
-    def leave_wanted(self) -> bool:
-        """Whether a machine was said to be taken away, so that the next step is to be saved; asked as above, told once."""
-
-    def metrics(self, line: dict[str, Any]) -> None:
-        """Keep a line of metrics; called on rank 0 only, after every step."""
-
-    def checkpoint_folder(self, step: int) -> Path:
-        """Where the checkpoint of a step belongs: a folder that every rank sees, and makes if it is not there."""
-
-    def report(self, line: dict[str, Any], checkpoint: Path | None) -> None:
-        """Tell the figures of now and then; called by all ranks together.
-
-        Args:
-            checkpoint: the folder of that step, now that all ranks have filled it: the newest one. None for none.
-        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,27 +105,22 @@ def run(
     join_process_group(place)
     seconds["process_group"] = next(lap)
     shape = load_shape(spec.model)
-    room = least_of_ranks(room_bytes(place.device, ranks_on_node=place.ranks_on_node), place)
-    foreseen = check(shape, spec, place.world_size, int(room)).total
-    copy = room_for_copy(shape, spec, place, taken=foreseen)
+    foreseen, copy = _room(shape, spec, place)
     tokenizer = load_tokenizer(spec.model, spec.template)
     if keep_data_in is None:
         data = build(spec, tokenizer)
     else:
         data = open_prepared(from_first_rank(lambda: prepare(spec, tokenizer, keep_data_in), place))
     seconds["data"] = next(lap)
-    progress = Progress() if resume_from is None else checkpoint.read_progress(resume_from, spec)
-    with zero3_loading(spec):
-        engine = make_engine(load_model(spec, tokenizer), spec)
-    if resume_from is not None:
-        checkpoint.restore(resume_from, engine, spec, place, scratch=export_to.with_name("resharding"))
+    scratch = export_to.with_name("resharding")
+    engine, progress = _begin(spec, place, tokenizer, resume_from=resume_from, scratch=scratch)
     check_walls(engine, model=spec.model, vocabulary=shape.vocabulary, device=place.device)
     seconds["engine"] = next(lap)
     job = _Job(
         engine=engine,
         spec=spec,
         place=place,
-        saver=Saver(engine, spec, place, hooks.report, in_background=copy > 0, clock=clock),
+        saver=Saver(engine, spec, place, hooks.report, in_background=copy, clock=clock),
         blocks=data.train,
         heldout=data.heldout,
         limits=Limits(guess=math.log(len(tokenizer)), sigmas=spec.divergence_sigmas, steps=spec.divergence_steps),
@@ -160,7 +132,7 @@ def run(
     seconds["steps"] = next(lap) - seconds["checkpoints"]
     loss, exported_step = math.nan, progress.step
     if resumes_at is None:  # else time is short
-        loss, exported_step = _settle(job, progress, hooks, scratch=export_to.with_name("resharding"))
+        loss, exported_step = _settle(job, progress, hooks, scratch=scratch)
         seconds["heldout"] = next(lap)
         _export(job, export_to, tokenizer)
         seconds["export"] = next(lap)
@@ -171,11 +143,7 @@ def run(
         exported_step=exported_step,
         counts={**data.counts, "heldout_rows": len({row for block in data.heldout for row in block.rows})},
         seconds=seconds,
-        memory={
-            "foreseen": foreseen + (copy if place.device == "cpu" else 0),
-            "peak": max(peaks),
-            "peaks": peaks,
-        },
+        memory={"foreseen": foreseen, "peak": max(peaks), "peaks": peaks},
         stopped_early=not _at_end(spec, progress),
         resumes_at=resumes_at,
     )
@@ -187,8 +155,8 @@ class _Job:
     spec: TrainSpec
     place: Place
     saver: Saver
-    blocks: Sequence[Block]
-    heldout: Sequence[Block]
+    blocks: PackedBlocks
+    heldout: PackedBlocks
     limits: Limits
     gauge: Gauge
 
@@ -205,8 +173,32 @@ class _Taken:
     """Whether the optimizer took it."""
     batch: Sequence[int]
     """Blocks of all ranks."""
+    tokens: int
+    """In them, without padding."""
+    targets: int
+    """In them, that the loss was taken over."""
     micro_batches: Sequence[tuple[Sequence[int], float]]
     """Blocks of this rank, and the sum of their losses, by forward pass."""
+
+
+def _room(shape: Shape, spec: TrainSpec, place: Place) -> tuple[int, bool]:
+    """Bytes that the run will take on the device, and whether the host has room for the copy of a checkpoint as well."""
+    room = least_of_ranks(room_bytes(place.device, ranks_on_node=place.ranks_on_node), place)
+    foreseen = check(shape, spec, place.world_size, int(room)).total
+    copy = room_for_copy(shape, spec, place, taken=foreseen)
+    return foreseen + (copy if place.device == "cpu" else 0), copy > 0
+
+
+def _begin(
+    spec: TrainSpec, place: Place, tokenizer: Any, *, resume_from: Path | None, scratch: Path
+) -> tuple[Any, Progress]:
+    """The engine, and where it stands."""
+    progress = Progress() if resume_from is None else checkpoint.read_progress(resume_from, spec)
+    with zero3_loading(spec):
+        engine = make_engine(load_model(spec, tokenizer), spec)
+    if resume_from is not None:
+        checkpoint.restore(resume_from, engine, spec, place, scratch=scratch)
+    return engine, progress
 
 
 def _at_end(spec: TrainSpec, progress: Progress) -> bool:
@@ -259,31 +251,23 @@ def _steps(
         if isinstance(verdict, Diverged):
             saver.finish()
             raise diverged_error(
-                verdict,
-                _blame(job, taken, verdict),
-                option=spec.option,
-                step=step,
-                lr=lr,
-                saved_step=saved,
+                verdict, _blame(job, taken, verdict), option=spec.option, step=step, lr=lr, saved_step=saved,
                 checkpoints=hooks.checkpoints,
-            )
+            )  # fmt: skip
         cursor = cursor.advance(spec.global_batch)
         progress = replace(
             progress,
             step=step,
             next_index=cursor.next_index,
-            meter=job.gauge.add(progress.meter, [job.blocks[index] for index in batch], clock() - began),
+            meter=job.gauge.add(progress.meter, tokens=taken.tokens, targets=taken.targets, seconds=clock() - began),
             train_loss=taken.loss,
             watch=watch,
         )
         line = job.gauge.line(progress, lr=lr, grad_norm=taken.grad_norm) | {"checkpoint_s": round(saver.seconds, 3)}
         if evaluating:
-            line["heldout_loss"] = loss = _heldout_loss(job)
-            if isinstance(verdict, Fine):  # what cannot be saved is no best one
-                progress = replace(progress, heldout=progress.heldout.saw(loss, step=step))
-                is_lowest = progress.heldout.lowest_step == step
-                wanted = wanted or (spec.export == "best" and is_lowest) or _at_end(spec, progress)
-            line["best_step"] = progress.heldout.lowest_step
+            progress = _evaluate(job, progress, line, fine=isinstance(verdict, Fine))
+            is_lowest = progress.heldout.lowest_step == step
+            wanted = wanted or (spec.export == "best" and is_lowest) or _at_end(spec, progress)
         if job.place.rank == 0:
             hooks.metrics(line)
         if wanted and isinstance(verdict, Fine):
@@ -298,9 +282,9 @@ def _steps(
 def _step(job: _Job, batch: list[int], lr: float) -> _Taken:
     """One optimizer step, or none where the gradient is no number."""
     spec, place, engine = job.spec, job.place, job.engine
-    targets = max(1, sum(job.blocks[index].num_targets for index in batch))
+    tokens, targets = job.blocks.tokens_and_targets(batch)
     # DeepSpeed averages gradients over ranks and accumulation steps; this turns its averages back into sums.
-    scale = place.world_size * spec.accumulation / targets
+    scale = place.world_size * spec.accumulation / max(1, targets)
     total = torch.zeros(1, dtype=torch.float64)
     micro_batches: list[tuple[Sequence[int], float]] = []
     for group in engine.optimizer.param_groups:
@@ -314,10 +298,12 @@ def _step(job: _Job, batch: list[int], lr: float) -> _Taken:
         engine.step()
     sum_over_ranks(total, place)
     return _Taken(
-        loss=float(total) / targets,
+        loss=float(total) / max(1, targets),
         grad_norm=float(engine.get_global_grad_norm()),
         applied=engine.was_step_applied(),
         batch=batch,
+        tokens=tokens,
+        targets=targets,
         micro_batches=micro_batches,
     )
 
@@ -330,6 +316,15 @@ def _judge(job: _Job, progress: Progress, taken: _Taken, *, saving: bool) -> tup
     if saving and isinstance(verdict, Fine) and any_rank(weights_are_lost(job.engine), job.place):
         verdict = Diverged(of="weights", value=math.nan)
     return verdict, watch
+
+
+def _evaluate(job: _Job, progress: Progress, line: dict[str, Any], *, fine: bool) -> Progress:
+    """Put the held-out loss into the line, and remember it where the weights that gave it can be saved."""
+    line["heldout_loss"] = loss = _heldout_loss(job)
+    if fine:
+        progress = replace(progress, heldout=progress.heldout.saw(loss, step=progress.step))
+    line["best_step"] = progress.heldout.lowest_step
+    return progress
 
 
 def _dice(seed: int, step: int, rank: int) -> int:

@@ -3,13 +3,12 @@
 Core-seconds are those set aside (workers · cores · time), whether or not they were busy: that is what a bill says.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmray.train.flops import flops_per_token, mfu, peak_flops_per_s
 from llmray.train.memory import peak_bytes
-from llmray.train.packing import Block
 from llmray.train.shape import Shape
 from llmray.train.spec import TrainSpec
 
@@ -55,11 +54,11 @@ class Gauge:
     peak_flops_per_s: float | None
     """Of one device; None where nobody knows it."""
 
-    def add(self, meter: Meter, blocks: Sequence[Block], seconds: float) -> Meter:
-        """The meter after one more step on these blocks, of all ranks."""
+    def add(self, meter: Meter, *, tokens: int, targets: int, seconds: float) -> Meter:
+        """The meter after one more step, of all ranks together."""
         return Meter(
-            tokens=meter.tokens + sum(block.num_tokens for block in blocks),
-            targets=meter.targets + sum(block.num_targets for block in blocks),
+            tokens=meter.tokens + tokens,
+            targets=meter.targets + targets,
             seconds=meter.seconds + seconds,
             core_seconds=meter.core_seconds + seconds * self.cores,
             gpu_seconds=meter.gpu_seconds + seconds * self.gpus,

@@ -24,12 +24,13 @@ EXAMPLES = pa.schema(
         ("row", pa.int64()),
         ("input_ids", pa.list_(pa.int32())),
         ("trained", pa.list_(pa.uint8())),
+        ("num_targets", pa.int32()),
     ]
 )
 """One example a row, with the place in the snapshot that it came from; `window` counts the examples of one id."""
 
-BLOCKS = pa.schema([("examples", pa.list_(pa.int64()))])
-"""One block a row: where its documents stand among the examples."""
+BLOCKS = pa.schema([("examples", pa.list_(pa.int64())), ("num_tokens", pa.int64()), ("num_targets", pa.int64())])
+"""One block a row: where its documents stand among the examples, and what `Block` counts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,11 +64,14 @@ class PackedBlocks(Sequence[Block]):
     def __iter__(self) -> Iterator[Block]:
         return (self[at] for at in range(len(self)))
 
+    def tokens_and_targets(self, indices: Sequence[int]) -> tuple[int, int]:
+        """Tokens without padding, and targets, in some blocks, none of which is made."""
+        some = self.table.take(indices)
+        return sum(some["num_tokens"].to_pylist()), sum(some["num_targets"].to_pylist())
+
     def efficiency(self) -> float:
         """Share of the blocks' tokens that are not padding."""
-        placed = pc.list_flatten(self.table["examples"])
-        tokens = pc.sum(pc.list_value_length(self.examples["input_ids"]).take(placed)).as_py() or 0
-        return float(tokens) / max(1, len(self) * self.max_length)
+        return float(pc.sum(self.table["num_tokens"]).as_py() or 0) / max(1, len(self) * self.max_length)
 
     def _example(self, at: int) -> Example:
         row: Row = self.examples["row"][at].as_py()
@@ -98,8 +102,9 @@ def examples_table(rows: pa.Table, examples: Sequence[Sequence[Example]]) -> pa.
         lists((example.input_ids for example in flat), np.int32),
         lists((example.trained for example in flat), np.uint8),
     )
+    targets = np.fromiter((example.num_targets for example in flat), np.int32, count=len(flat))
     names = [rows[name].take(origin) for name in ("id", "source", "row")]
-    return pa.table([names[0], windows, *names[1:], ids, trained], schema=EXAMPLES)
+    return pa.table([names[0], windows, *names[1:], ids, trained, targets], schema=EXAMPLES)
 
 
 def pack_table(examples: pa.Table, *, max_length: int) -> list[np.ndarray]:
@@ -111,8 +116,11 @@ def pack_table(examples: pa.Table, *, max_length: int) -> list[np.ndarray]:
     return [order[group] for group in best_fit(lengths.tolist(), max_length)]
 
 
-def blocks_table(blocks: Sequence[np.ndarray]) -> pa.Table:
+def blocks_table(examples: pa.Table, blocks: Sequence[np.ndarray]) -> pa.Table:
     """The table of blocks, from where each block's examples stand."""
     ends = np.cumsum([0, *map(len, blocks)], dtype=np.int32)
     placed = np.fromiter(chain.from_iterable(blocks), dtype=np.int64, count=ends[-1])
-    return pa.table({"examples": pa.ListArray.from_arrays(pa.array(ends), pa.array(placed))}, schema=BLOCKS)
+    counted = (pc.list_value_length(examples["input_ids"]), examples["num_targets"])
+    sums = [np.concatenate([[0], np.cumsum(count.to_numpy()[placed], dtype=np.int64)])[ends] for count in counted]
+    where = pa.ListArray.from_arrays(pa.array(ends), pa.array(placed))
+    return pa.table([where, *map(np.diff, sums)], schema=BLOCKS)

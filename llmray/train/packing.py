@@ -35,6 +35,11 @@ class Example:
     row: Row
     """Row of the snapshot it came from, for error messages."""
 
+    @property
+    def num_targets(self) -> int:
+        """Tokens that the loss is taken over: nothing predicts the first one."""
+        return int(sum(self.trained[1:]))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Block:

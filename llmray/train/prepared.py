@@ -17,21 +17,20 @@ from llmray import storage
 from llmray.digest import digest_of
 from llmray.train.blocks import Blocks, heldout_blocks, kept_folder, train_blocks
 from llmray.train.packed import PackedBlocks
-from llmray.train.packing import Block
 from llmray.train.spec import TrainSpec
 
 DATA = "data"
 """In a run folder, what is prepared, by key."""
 _ABOUT = "about.json"
 _READ_BY = ("objective", "max_length", "too_long", "template", "mix", "seed", "eval_rows", "data", "model")
-_VERSION = 1
+_VERSION = 2
 """Of what this code writes and of how it tokenizes and packs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
-    train: Sequence[Block]
-    heldout: Sequence[Block]
+    train: PackedBlocks
+    heldout: PackedBlocks
     counts: dict[str, float]
     """Rows and blocks to train on."""
 

@@ -172,7 +172,7 @@ def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None
 
 
 class _RayHooks:
-    """Checkpoints through Ray Train, metrics to a file by rank 0; see `loop.Hooks`."""
+    """Checkpoints through Ray Train, metrics to a file by rank 0; see `hooks.Hooks`."""
 
     def __init__(self, folder: Path, rank: int, resume_from: Path | None, prices: PriceList) -> None:
         self._folder, self._prices, self.checkpoints = folder, prices, f"{folder}/{GROUP}"

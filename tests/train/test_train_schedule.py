@@ -3,14 +3,12 @@
 import math
 from itertools import pairwise
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmray.train.checkpoint import Progress
 from llmray.train.meter import Gauge, Meter
-from llmray.train.packing import Block
 from llmray.train.schedule import learning_rate
 
 SCHEDULES = st.sampled_from(["cosine", "linear", "constant", "wsd"])
@@ -88,9 +86,7 @@ def test_a_line_of_metrics_says_how_full_the_blocks_were_and_how_busy_the_device
 def test_a_meter_adds_up() -> None:
     meter = Meter()
     assert meter.tokens_per_s == 0.0
-    ids = np.arange(60)
-    block = Block(input_ids=ids, labels=ids, position_ids=ids, num_targets=20, num_tokens=50, rows=(1,))
     for _ in range(2):
-        meter = GAUGE.add(meter, [block, block], 0.5)
+        meter = GAUGE.add(meter, tokens=100, targets=40, seconds=0.5)
     assert meter == Meter(tokens=200, targets=80, seconds=1.0, core_seconds=4.0, gpu_seconds=0.5)
     assert meter.tokens_per_s == 200.0

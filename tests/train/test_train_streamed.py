@@ -58,6 +58,16 @@ def content(blocks: Sequence[Block]) -> list[tuple[Any, ...]]:
     ]
 
 
+def test_blocks_are_counted_without_being_made(spec: TrainSpec) -> None:
+    blocks = build(spec, load_tokenizer(spec.model)).train
+    some = [len(blocks) - 1, 0, 3]
+    made = [blocks[index] for index in some]
+    assert blocks.tokens_and_targets(some) == (
+        sum(block.num_tokens for block in made),
+        sum(block.num_targets for block in made),
+    )
+
+
 def test_what_lies_in_the_folder_is_what_one_process_makes_and_is_made_once(spec: TrainSpec, tmp_path: Path) -> None:
     words = load_tokenizer(spec.model)
     made = build(spec, words)
