@@ -38,7 +38,7 @@ class PriceList:
     def __post_init__(self) -> None:
         for name in ("core_hour", "gpu_hour"):
             price = getattr(self, name)
-            if price is not None and not (isinstance(price, int | float) and price >= 0):
+            if not (isinstance(price, int | float) and price >= 0) and (price is not None or name == "core_hour"):
                 raise ConfigError(f"{FILE}: {name} ({price!r}) must be a number, zero or more")
         if (self.core_hour or self.gpu_hour) and not self.currency:
             raise ConfigError(f"{FILE}: currency is missing: say what the prices are in, for example EUR")

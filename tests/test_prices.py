@@ -32,6 +32,7 @@ def test_small_amounts_keep_their_digits() -> None:
     ("prices", "message"),
     [
         ({"core_hour": -1.0, "currency": "EUR"}, r"core_hour \(-1\.0\) must be a number, zero or more"),
+        ({"core_hour": None, "currency": "EUR"}, r"core_hour \(None\) must be a number, zero or more"),
         ({"gpu_hour": float("nan"), "currency": "EUR"}, r"gpu_hour \(nan\) must be a number, zero or more"),
         ({"gpu_hour": "3 EUR"}, r"gpu_hour \('3 EUR'\) must be a number"),
         ({"core_hour": 0.05}, r"currency is missing: say what the prices are in"),

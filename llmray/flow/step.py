@@ -138,9 +138,10 @@ class Step(Generic[P, R]):
 
     def _compute(self, run: Run, key: str, fields: Mapping[str, str], bound: inspect.BoundArguments) -> Any:
         log.info("%-10s starts", self.name)
+        prices = price_list()
         record = run.registry.start_step(run.id, self.name, key=key, fields=dict(fields))
         folder = storage.local_home() / "work" / f"{self.name}-{key[:24]}" / place_digest(bound.arguments)
-        spend, prices = Spend(), price_list()
+        spend = Spend()
         started = time.monotonic()
         outputs: dict[str, Any] | None = None
         try:

@@ -141,7 +141,8 @@ def joined(pieces: Sequence[Tokenized]) -> Tokenized:
     """What was tokenized apart, as one."""
     counts: dict[str, int] = {}
     for piece in pieces:
-        counts = {name: counts.get(name, 0) + count for name, count in piece.counts.items()}
+        for name, count in piece.counts.items():
+            counts[name] = counts.get(name, 0) + count
     tables = [piece.examples for piece in pieces]
     return Tokenized(examples=pa.concat_tables(tables) if tables else EXAMPLES.empty_table(), counts=counts)
 

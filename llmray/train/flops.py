@@ -55,18 +55,13 @@ def peak_flops_per_s(device_name: str) -> float | None:
     return 1e12 * _PEAK_TFLOPS[max(known, key=len)] if known else None
 
 
-def mfu(
-    tokens_per_s: float, flops_per_token: float, peak_flops_per_s: float | None, *, devices: int = 1
-) -> float | None:
-    """Share of the devices' peak that goes into model FLOPs; None where the peak is unknown.
+def mfu(tokens_per_s: float, flops_per_token: float, peak_flops_per_s: float) -> float:
+    """Share of a device's peak that goes into model FLOPs.
 
     Args:
-        tokens_per_s: non-padding tokens that all devices together train on a second.
-        peak_flops_per_s: of one device.
+        tokens_per_s: non-padding tokens that the device trains on a second.
     """
-    if peak_flops_per_s is None:
-        return None
-    return tokens_per_s * flops_per_token / (peak_flops_per_s * devices)
+    return tokens_per_s * flops_per_token / peak_flops_per_s
 
 
 def _occurs(name: list[str], words: list[str]) -> bool:

@@ -14,7 +14,7 @@ class Hooks(Protocol):
         """Whether the run is to end now, with a checkpoint; asked before every step, of each rank, and one is enough."""
 
     def leave_wanted(self) -> bool:
-        """Whether a machine was said to be taken away, so that the next step is to be saved; asked as above, told once."""
+        """Whether a machine was said to be taken away, so that a checkpoint is to be written now; asked as above, told once."""
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Keep a line of metrics; called on rank 0 only, after every step."""

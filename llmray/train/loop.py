@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from llmray.errors import NotFoundError
 from llmray.train import checkpoint
 from llmray.train.checkpoint import Progress
 from llmray.train.culprits import blame, rows_of_batch, sound_documents
@@ -211,6 +212,11 @@ def _settle(job: _Job, progress: Progress, hooks: Hooks, *, scratch: Path) -> tu
     if job.spec.export == "last" or progress.heldout.is_beaten_by(loss):
         return loss, progress.step
     best = hooks.checkpoint_folder(progress.heldout.lowest_step)
+    if any_rank(not best.is_dir(), job.place):
+        raise NotFoundError(
+            f"the checkpoint with the lowest held-out loss is gone from {best}: put it back and call again, or train in "
+            f"another run_dir"
+        )
     checkpoint.restore(best, job.engine, job.spec, job.place, scratch=scratch)
     return _heldout_loss(job), progress.heldout.lowest_step
 
@@ -237,15 +243,16 @@ def _steps(
         lr = _lr(spec, progress.step)
         late = deadline is not None and clock() >= deadline
         told, late, leaving = any_ranks([hooks.stop_wanted(), late, hooks.leave_wanted()], job.place)
+        if (told or late or leaving) and saved < progress.step and not progress.watch.high_for:
+            saved = progress.step
+            saver.save(hooks.checkpoint_folder(saved), progress, {"step": saved, "loss": progress.train_loss})
+            saver.finish()  # time is short
         if told or late:
-            if saved < progress.step and not progress.watch.high_for:
-                saved = progress.step
-                saver.save(hooks.checkpoint_folder(saved), progress, {"step": saved, "loss": progress.train_loss})
             return progress, saved if told else None
         torch.manual_seed(_dice(spec.seed, progress.step, job.place.rank))
         taken = _step(job, batch, lr)
         step = progress.step + 1
-        wanted = wanted or leaving or step % spec.checkpoint_every == 0 or step == spec.max_steps
+        wanted = wanted or step % spec.checkpoint_every == 0 or step == spec.max_steps
         evaluating = bool(spec.eval_every and job.heldout) and step % spec.eval_every == 0 and step < spec.max_steps
         verdict, watch = _judge(job, progress, taken, saving=wanted or evaluating)
         if isinstance(verdict, Diverged):

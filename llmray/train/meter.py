@@ -85,8 +85,9 @@ class Gauge:
             "core_seconds": round(meter.core_seconds, 3),
             "gpu_seconds": round(meter.gpu_seconds, 3),
         }
-        used = mfu(meter.tokens_per_s, self.flops_per_token, self.peak_flops_per_s, devices=self.num_devices)
-        if used is not None:
+        if self.peak_flops_per_s is not None and meter.gpu_seconds:
+            device_seconds = meter.gpu_seconds * self.num_devices / self.gpus  # also of other numbers of workers before
+            used = mfu(meter.tokens / device_seconds, self.flops_per_token, self.peak_flops_per_s)
             line["mfu"] = round(used, 4)
         return {**line, "high_for": progress.watch.high_for} if progress.watch.high_for else line
 

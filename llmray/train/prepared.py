@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from llmray import storage
 from llmray.digest import digest_of
-from llmray.train.blocks import Blocks, heldout_blocks, kept_folder, train_blocks
+from llmray.train.blocks import Blocks, heldout_blocks, train_blocks
 from llmray.train.packed import PackedBlocks
 from llmray.train.spec import TrainSpec
 
@@ -64,7 +64,7 @@ def prepare(spec: TrainSpec, tokenizer: Any, run_folder: Path) -> Path:
 def folder_of(spec: TrainSpec, run_folder: Path) -> Path:
     """Where the data of a run lies, or will."""
     went_in = {name: getattr(spec, name) for name in _READ_BY}
-    files = {uri: _stamps(uri) for uri in (kept_folder(spec.data), spec.model) if storage.exists(uri)}
+    files = {uri: _stamps(uri) for uri in (storage.join(spec.data, "kept"), spec.model) if storage.exists(uri)}
     return run_folder / DATA / digest_of({"version": _VERSION, "spec": went_in, "files": files})[:24]
 
 

@@ -71,6 +71,9 @@ class Saver:
         self.seconds = 0.0
         """How long the training stood still so far."""
         self._files = engine.checkpoint_engine = _Files(copying=in_background)
+        engine._copy_recovery_script = lambda _: (
+            None
+        )  # on rank 0 alone, where a full disk would leave the others waiting
         self._engine, self._spec, self._place = engine, spec, place
         self._report, self._in_background, self._clock = report, in_background, clock
         self._thread = futures.ThreadPoolExecutor(1, "checkpoint")

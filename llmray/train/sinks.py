@@ -86,16 +86,14 @@ def feeding(
     about = About(option=option, run_id=_run_id(folder), folder=folder, settings=settings)
     feeds = [_Feed(name, about) for name in names]
     came_of_it: list[Line] = []
-    done = False
     try:
         with contextlib.ExitStack() as stack:
             for feed in feeds:
                 stack.enter_context(ticking(feed.poll, every_s=_POLL_S, name=f"sink-{feed.name}"))
             yield came_of_it.append
-        done = True
     finally:
         for feed in feeds:
-            feed.close(came_of_it, done=done)
+            feed.close(came_of_it, done=bool(came_of_it))
 
 
 class _Feed:

@@ -119,8 +119,8 @@ def progress_text(line: Line, spec: TrainSpec) -> str:
     """A line of metrics for a person."""
     heldout = f", held-out {line['heldout_loss']:.3f}" if line.get("heldout_loss") else ""
     left = ""
-    if line["core_seconds"]:
-        per_step = line["core_seconds"] / (spec.num_workers * spec.cpus_per_worker) / line["step"]
+    if line["tokens_per_s"]:
+        per_step = line["tokens"] / line["tokens_per_s"] / line["step"]
         left = f", {per_step * (spec.max_steps - line['step']):.0f} s left"
     spent = f", {paid} so far" if (paid := money_text(line)) else ""
     return (

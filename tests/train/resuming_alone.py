@@ -57,10 +57,10 @@ class Full(Folder):
 
 
 class Leaving(Folder):
-    """After three steps rank 0 hears that its machine will be taken away."""
+    """After four steps rank 0 hears that its machine will be taken away."""
 
     def leave_wanted(self) -> bool:
-        return len(self.lines) == 3
+        return len(self.lines) == 4
 
 
 def chain(name: str, spec: TrainSpec, root: Path) -> dict[str, Job]:

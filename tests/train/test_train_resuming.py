@@ -89,7 +89,7 @@ def test_a_full_disk_of_one_rank_ends_the_run_on_all(runs: dict[str, Any]) -> No
     assert "checkpoints/4: the disk is full" in full["unavailable"]
 
 
-def test_a_machine_that_will_be_taken_away_has_the_next_step_saved(runs: dict[str, Any]) -> None:
+def test_before_a_machine_is_taken_away_a_checkpoint_is_written(runs: dict[str, Any]) -> None:
     assert runs["leaving"]["saved"] == [4, 6]
 
 

@@ -51,6 +51,14 @@ def fed(folder: Path, names: list[str], lines: list[dict[str, Any]]) -> None:
         tell({"step": lines[-1]["step"], "heldout_loss": 1.5, "memory_bytes": {"peak": 1}})
 
 
+def test_a_run_that_was_told_to_stop_is_not_done(tmp_path: Path) -> None:
+    GIVEN.clear()
+    with feeding([MEMORY], folder=tmp_path, option="train", settings={}):
+        write(tmp_path, LINES)
+    [given] = GIVEN.values()
+    assert given.pop() == (1000, {"done": False})
+
+
 def test_a_sink_gets_every_number_of_every_step_once_over_two_calls(tmp_path: Path) -> None:
     GIVEN.clear()
     fed(tmp_path, [MEMORY], LINES[:2])

@@ -13,6 +13,8 @@ from llmray.data.snapshot import load_rows
 from llmray.data.tables import parquet_bytes
 from llmray.errors import InputError
 from llmray.train import streamed
+from llmray.train.blocks import Tokenized, joined
+from llmray.train.packed import EXAMPLES
 from llmray.train.packing import Block
 from llmray.train.prepared import DATA, build, folder_of, open_prepared, prepare
 from llmray.train.spec import TrainSpec
@@ -56,6 +58,11 @@ def content(blocks: Sequence[Block]) -> list[tuple[Any, ...]]:
         )
         for block in blocks
     ]
+
+
+def test_rows_are_counted_over_all_parts_also_those_without_any() -> None:
+    parts = [Tokenized(examples=EXAMPLES.empty_table(), counts=counts) for counts in ({"rows": 5}, {}, {"rows": 7}, {})]
+    assert joined(parts).counts == {"rows": 12}
 
 
 def test_blocks_are_counted_without_being_made(spec: TrainSpec) -> None:
