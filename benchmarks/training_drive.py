@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StoppedError as error:
         print(error)
         return error.exit_code
-    print(MARK + json.dumps({"began": began, "digest": result.artifact.digest, "report": dict(result.artifact.report)}))
+    print(MARK + json.dumps({"began": began, "digest": result.artifact.digest, "seconds": result.seconds}))
     return 0
 
 

@@ -14,7 +14,6 @@ import json
 import os
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -71,15 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         driver = losing_drivers(spec, folder / "driver", steps)
         resized = {f"zero{zero}": resizing(replace(spec, zero=zero), folder) for zero in (0, 2, 3)}
     same = {name: differing(undisturbed, run) for name, run in (("worker", workers), ("driver", driver))}
-    phases = where_the_time_went(workers, deaths[-1])
-    show(deaths, phases, same, resized)
+    show(deaths, same, resized)
     body = {
         "versions": versions("ray", "torch", "deepspeed"),
         "steps": args.steps,
         "killed_at": steps,
         "differing_from_undisturbed": same,
         "seconds_from_death_to_next_step": [round(death["recovered"] - death["died"], 2) for death in deaths],
-        "where_the_last_went_s": phases,
         "resized_2_1_2": resized,
         "met": not any(same.values())
         and all(death["recovered"] - death["died"] <= MOST_S for death in deaths)
@@ -137,7 +135,7 @@ class Training:
             digest=found["digest"],
             lines=read_metrics(self.metrics),
             began=found["began"],
-            seconds=found["report"]["seconds"],
+            seconds=found["seconds"],
         )
 
     def must_run(self) -> None:
@@ -207,15 +205,6 @@ def differing(undisturbed: Finished, run: Finished) -> list[str]:
     return found + ([] if undisturbed.digest == run.digest else ["digest of the model"])
 
 
-def where_the_time_went(run: Finished, death: Mapping[str, float]) -> dict[str, float]:
-    """Phases between the last death and the next step, in seconds."""
-    started = run.began + run.seconds["startup"]
-    names = ("imports", "process_group", "data", "engine")
-    phases = {"noticed, and workers replaced": started - death["died"], **{name: run.seconds[name] for name in names}}
-    phases["first step"] = death["recovered"] - death["died"] - sum(phases.values())
-    return {name: round(value, 2) for name, value in phases.items()}
-
-
 def train_workers() -> list[psutil.Process]:
     """The workers of Ray Train below this process."""
     found = []
@@ -238,7 +227,6 @@ def address() -> str:
 
 def show(
     deaths: Sequence[Mapping[str, float]],
-    phases: Mapping[str, float],
     same: Mapping[str, Sequence[str]],
     resized: Mapping[str, Mapping[str, Any]],
 ) -> None:
@@ -248,10 +236,8 @@ def show(
     for name, differences in same.items():
         print(f"{name} killed at {len(deaths)} steps: {', '.join(differences[:3]) or 'every step the same to the bit'}")
     print(
-        f"from a worker's death to the next step: median {statistics.median(took):.1f} s, least {took[0]:.1f}, "
-        f"most {took[-1]:.1f}"
+        f"from a worker's death to the next step: median {median(took):.1f} s, least {took[0]:.1f}, most {took[-1]:.1f}"
     )
-    print(console.table(["the last death", "s"], [[name, f"{value:.2f}"] for name, value in phases.items()]))
     rows = [
         [name, f"{found['ended_at']}", f"{found['largest_difference']:.1e}", str(len(found["rows_differ_at"]))]
         for name, found in resized.items()
