@@ -26,7 +26,9 @@ class Running:
         self._socket.bind(("127.0.0.1", 0))
         self._socket.listen()
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
-        self.server = uvicorn.Server(uvicorn.Config(create_app(self.bench.gateway), log_level="error", ws="none"))
+        self.server = uvicorn.Server(
+            uvicorn.Config(create_app(self.bench.gateway), log_level="error", ws="none", timeout_graceful_shutdown=5)
+        )
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
