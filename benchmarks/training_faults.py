@@ -60,11 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cluster.connect(num_cpus=2)
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
         folder = Path(scratch)
-        data = python_docs(folder, every=4)
-        spec = TrainSpec(
-            model=llama(folder, data, SHAPE).uri, data=data.uri, max_length=128, micro_batch=4, max_steps=args.steps,
-            lr=1e-3, checkpoint_every=10, eval_rows=32,
-        )  # fmt: skip
+        spec = spec_of(folder, steps=args.steps)
         undisturbed = Training(spec, folder / "undisturbed").finish()
         steps = sorted(random.Random(0).sample(range(2, args.steps - 1), args.kills))
         workers, deaths = losing_workers(Training(spec, folder / "workers"), steps)
@@ -85,6 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(write_result("training-faults", " ".join(__doc__.split("\n\n")[0].split()), body).name)
     return 0
+
+
+def spec_of(folder: Path, *, steps: int) -> TrainSpec:
+    """A training of a small Llama on two workers with a checkpoint every ten steps."""
+    data = python_docs(folder, every=4)
+    return TrainSpec(
+        model=llama(folder, data, SHAPE).uri, data=data.uri, max_length=128, micro_batch=4, max_steps=steps, lr=1e-3,
+        checkpoint_every=10, eval_rows=32,
+    )  # fmt: skip
 
 
 class Training:

@@ -19,7 +19,7 @@ from pathlib import Path
 from machine import headline, versions, write_result
 from scipy import stats
 from training_peers import heldout_loss, llmray_loop, rows_of, trl_sft
-from training_runs import alone, llama, on_ranks, python_docs
+from training_runs import on_ranks, pretrained, python_docs
 
 from llmray import console
 from llmray.train.base_model import BaseModelSpec
@@ -40,12 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="heldout-") as scratch:
         folder = Path(scratch)
         data = python_docs(folder, every=10)
-        whole = TrainSpec(
-            model=llama(folder, data, SHAPE).uri, data=data.uri, objective="pretrain", max_length=256, micro_batch=4,
-            max_steps=args.pretrain_steps, lr=2e-3, checkpoint_every=args.pretrain_steps, eval_rows=0,
-        )  # fmt: skip
-        alone(whole, folder / "whole")
-        spec = replace(whole, model=str(folder / "whole" / "export"), objective="sft", lr=1e-3, schedule="linear")
+        base = pretrained(folder, data, SHAPE, steps=args.pretrain_steps)
+        spec = TrainSpec(
+            model=base["model"], data=data.uri, max_length=256, micro_batch=4, lr=1e-3, schedule="linear", eval_rows=0
+        )
         tokenizer = load_tokenizer(spec.model)
         num_blocks, num_rows = len(train_blocks(spec, tokenizer).blocks), len(rows_of(spec, tokenizer))
         steps = num_blocks // spec.global_batch

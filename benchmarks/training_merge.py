@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import headline, versions, write_result
-from training_runs import alone, llama, on_ranks, python_docs
+from training_runs import alone, on_ranks, pretrained, python_docs
 
 from llmray import console
 from llmray.train.base_model import BaseModelSpec
@@ -36,14 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="merge-") as scratch:
         folder = Path(scratch)
         data = python_docs(folder, every=2)
-        whole = TrainSpec(
-            model=llama(folder, data, SHAPE).uri, data=data.uri, objective="pretrain", max_length=256, micro_batch=4,
-            max_steps=args.pretrain_steps, lr=2e-3, checkpoint_every=args.pretrain_steps, mix=0.3,
-        )  # fmt: skip
-        before = alone(whole, folder / "whole")
-        adapters = replace(
-            whole, model=str(folder / "whole" / "export"), objective="sft", mix=0.0, method="qlora", lora_rank=16,
-            dtype="bfloat16", max_steps=args.steps, checkpoint_every=args.steps, lr=1e-3,
+        before = pretrained(folder, data, SHAPE, steps=args.pretrain_steps, mix=0.3)
+        adapters = TrainSpec(
+            model=before["model"], data=data.uri, method="qlora", dtype="bfloat16", max_length=256, micro_batch=4,
+            max_steps=args.steps, checkpoint_every=args.steps, lr=1e-3,
         )  # fmt: skip
         after = alone(adapters, folder / "qlora")
         [found] = on_ranks(compared, 1, folder / "compared", adapters, folder / "qlora" / "export")

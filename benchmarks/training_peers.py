@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from training_runs import Lines
+from training_runs import Stamped
 
 from llmray.train.spec import TrainSpec
 
@@ -36,11 +36,7 @@ def llmray_loop(rank: int, folder: Path, spec: TrainSpec) -> Curve:
     from llmray.train import loop
     from llmray.train.engine import Place
 
-    class Stamped(Lines):
-        def metrics(self, line: dict[str, Any]) -> None:
-            super().metrics({**line, "ended": time.perf_counter()})
-
-    hooks = Stamped(folder)
+    hooks = Stamped(folder / "checkpoints")
     place = Place(rank=rank, world_size=spec.num_workers, ranks_on_node=spec.num_workers)
     loop.run(spec, place, hooks, resume_from=None, export_to=folder / "export")
     totals = [0, *(line["tokens"] for line in hooks.lines)]

@@ -16,11 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from machine import headline, versions, write_result
-from training_faults import MOST_S, SHAPE, Finished, Training, losing_workers
-from training_runs import llama, python_docs
+from training_faults import MOST_S, Finished, Training, losing_workers, spec_of
 
 from llmray import cluster, console
-from llmray.train.spec import TrainSpec
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,11 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cluster.connect(num_cpus=2)
     with tempfile.TemporaryDirectory(prefix="recovery-") as scratch:
         folder = Path(scratch)
-        data = python_docs(folder, every=4)
-        spec = TrainSpec(
-            model=llama(folder, data, SHAPE).uri, data=data.uri, max_length=128, micro_batch=4, max_steps=args.steps,
-            lr=1e-3, checkpoint_every=10, eval_rows=32,
-        )  # fmt: skip
+        spec = spec_of(folder, steps=args.steps)
         steps = sorted(random.Random(2).sample(range(2, args.steps - 1), args.kills))
         run, deaths = losing_workers(Training(spec, folder / "run"), steps)
     phases = where_the_time_went(run, deaths[-1])

@@ -7,6 +7,7 @@ process of its own, with one thread, that ends with the run: DeepSpeed's state o
 import gzip
 import multiprocessing
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from llmray.artifact import Artifact
 from llmray.data.python_docs import write_python_docs
 from llmray.data.snapshot import write_snapshot
 from llmray.train.base_model import BaseModelSpec, make_base
+from llmray.train.hooks import Alone
 from llmray.train.spec import TrainSpec
 
 VALIDATION = 0.1
@@ -70,27 +72,20 @@ def reshaped(folder: Path, base: Artifact, config: Any) -> str:
     return str(folder)
 
 
-class Lines:
-    """Hooks that keep the lines of metrics, and write every checkpoint over the one before."""
-
-    def __init__(self, folder: Path) -> None:
-        self.checkpoints = str(folder / "checkpoint")
-        self.lines: list[dict[str, Any]] = []
-
-    def stop_wanted(self) -> bool:
-        return False
-
-    def leave_wanted(self) -> bool:
-        return False
+class Stamped(Alone):
+    """Notes when each step `ended`, by this process's clock."""
 
     def metrics(self, line: dict[str, Any]) -> None:
-        self.lines.append(line)
+        super().metrics({**line, "ended": time.perf_counter()})
 
-    def checkpoint_folder(self, step: int) -> Path:  # noqa: ARG002
-        return Path(self.checkpoints)
 
-    def report(self, line: dict[str, Any], checkpoint: Path | None) -> None:
-        pass
+def pretrained(folder: Path, data: Artifact, shape: BaseModelSpec, *, steps: int, mix: float = 0.0) -> dict[str, Any]:
+    """The outcome of pre-training a random Llama on the data; as `model`, the folder that it left."""
+    spec = TrainSpec(
+        model=llama(folder, data, shape).uri, data=data.uri, objective="pretrain", max_length=256, micro_batch=4,
+        max_steps=steps, lr=2e-3, checkpoint_every=steps, mix=mix,
+    )  # fmt: skip
+    return {**alone(spec, folder / "pretrained"), "model": str(folder / "pretrained" / "export")}
 
 
 def alone(spec: TrainSpec, folder: Path) -> dict[str, Any]:
@@ -106,7 +101,7 @@ def _loop(rank: int, folder: Path, spec: TrainSpec) -> dict[str, Any]:
     from llmray.train import loop
     from llmray.train.engine import Place
 
-    hooks = Lines(folder)
+    hooks = Alone(folder / "checkpoints")
     place = Place(rank=rank, world_size=spec.num_workers, ranks_on_node=spec.num_workers)
     outcome = loop.run(spec, place, hooks, resume_from=None, export_to=folder / "export")
     return {**asdict(outcome), "lines": hooks.lines}

@@ -237,6 +237,11 @@ def publish_folder(draft: Path, uri: str, *, last: str) -> None:
         system.put_file(str(file), f"{path}/{file.relative_to(draft).as_posix()}")
 
 
+def local_copy_or_name(uri: str) -> str:
+    """The local copy of a folder that is there; anything else, such as a hub id, as it is."""
+    return str(local_copy(uri)) if exists(uri) else uri
+
+
 def local_copy(uri: str) -> Path:
     """A local folder with the content of a published folder: itself, or a download kept under the local home."""
     if is_local(uri):

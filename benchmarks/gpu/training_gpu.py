@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from machine import GIB, headline, versions, write_result
-from training_runs import Lines, llama, on_ranks, python_docs, reshaped
+from training_runs import Stamped, llama, on_ranks, python_docs, reshaped
 
 from llmray import console
 from llmray.train.base_model import BaseModelSpec
@@ -94,11 +94,7 @@ def with_llmray(_: int, folder: Path, spec: TrainSpec, device: str) -> dict[str,
     from llmray.train import loop
     from llmray.train.engine import Place
 
-    class Stamped(Lines):
-        def metrics(self, line: dict[str, Any]) -> None:
-            super().metrics({**line, "ended": time.perf_counter()})
-
-    hooks = Stamped(folder)
+    hooks = Stamped(folder / "checkpoints")
     outcome = loop.run(spec, Place(device=device), hooks, resume_from=None, export_to=folder / "export")
     warm, last = hooks.lines[WARM - 1], hooks.lines[-1]
     return {

@@ -6,7 +6,6 @@ Checkpoints are the Hugging Face trainer's own, in the run folder; see `loop.py`
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,13 +112,13 @@ def _report(outcome: Mapping[str, Any], folder: Path, spec: AlignSpec) -> dict[s
 
 def _worker(config: dict[str, Any]) -> dict[str, Any] | LLMRayError:
     """What every worker runs."""
-    return frame.in_worker(config, AlignSpec, partial(_align, prices=PriceList(**config["prices"])))
+    return frame.in_worker(config, AlignSpec, _align)
 
 
 WORK = frame.Work(worker=_worker, describe=progress_text, report=_report)
 
 
-def _align(spec: AlignSpec, place: "Place", folder: Path, _: float | None, *, prices: PriceList) -> "Outcome":
+def _align(spec: AlignSpec, place: "Place", folder: Path, _: float | None, prices: PriceList) -> "Outcome":
     from llmray.align import loop
 
     return loop.run(spec, place, folder=folder, export_to=folder / EXPORT, prices=prices)

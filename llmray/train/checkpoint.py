@@ -1,7 +1,8 @@
 """A checkpoint: DeepSpeed's shards, and beside them where in the data we were, what we know of the losses, the meter.
 
-Every rank writes its part into one folder (`saver.py`), which counts once all have. Resuming at the same number of workers is bit-identical in float32; at another one (`reshard.py`) the same blocks are taken and the
-loss is equal to rounding. The dice need no place in it, since every step throws its own from (seed, step, rank): with
+Every rank writes its part into one folder (`saver.py`), which counts once all have. Resuming at the same number of
+workers is bit-identical in float32; at another one (`reshard.py`) the same blocks are taken and the loss is equal to
+rounding. The dice need no place in it, since every step throws its own from (seed, step, rank): with
 dropout, other ranks throw others, so only runs without it are equal at another number of workers. Rejected: saving
 the weights alone, as a "resume" that restarts the optimizer and the data and shows as a step in the loss.
 """

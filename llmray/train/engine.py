@@ -62,7 +62,7 @@ def join_process_group(place: Place) -> None:
 
 def load_shape(uri: str) -> Shape:
     """The shape of a model folder or hub id; no weights are read."""
-    return shape_of(AutoConfig.from_pretrained(_source(uri)))
+    return shape_of(AutoConfig.from_pretrained(storage.local_copy_or_name(uri)))
 
 
 def load_model(spec: TrainSpec, tokenizer: Any) -> Any:
@@ -85,7 +85,7 @@ def load_whole(spec: ModelRun, tokenizer: Any, *, option: str) -> Any:
         InputError: the tokenizer makes ids that the model has no embedding for, or texts exceed its positions.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        _source(spec.model), dtype=getattr(torch, spec.dtype), quantization_config=quantization(spec)
+        storage.local_copy_or_name(spec.model), dtype=getattr(torch, spec.dtype), quantization_config=quantization(spec)
     )
     if spec.method == "qlora":
         keep_packing(model)
@@ -280,7 +280,7 @@ def export(folder: Path, weights: dict[str, torch.Tensor], spec: ModelRun, token
     """Write a Hugging Face folder from gathered weights; adapters are merged in, and kept in `adapter/` as well."""
     dtype = getattr(torch, spec.dtype)
     model = AutoModelForCausalLM.from_pretrained(
-        _source(spec.model), dtype=torch.float32 if spec.method == "qlora" else dtype
+        storage.local_copy_or_name(spec.model), dtype=torch.float32 if spec.method == "qlora" else dtype
     )
     if spec.method != "full":
         model = with_adapters(model, spec)
@@ -305,7 +305,3 @@ def _ends(model: Any, tokenizer: Any) -> Any:
     if tokenizer.eos_token_id in {None, *known}:
         return before
     return [tokenizer.eos_token_id, *(token for token in known if token is not None)]
-
-
-def _source(uri: str) -> str:
-    return str(storage.local_copy(uri)) if storage.exists(uri) else uri

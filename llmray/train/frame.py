@@ -101,7 +101,7 @@ def run(
     check_sinks(spec.report_to, option=spec.option)
     prices = price_list()
     with stopping_on_sigterm(folder) if work.stops else contextlib.nullcontext():
-        outcome = _outcome(
+        outcome, figures = _outcome(
             work, spec, folder, began, on_report=on_report, deadline_s=deadline_s, callbacks=callbacks,
             max_failures=max_failures, prices=prices,
         )  # fmt: skip
@@ -110,7 +110,9 @@ def run(
                 f"{spec.option} was told to end, and did at a checkpoint: the same call with run_dir {run_dir} goes on "
                 f"from step {step} of {spec.max_steps}"
             )
-        done = _publish(work, spec, folder, outcome, root_uri=root_uri, began=began, prices=prices)
+        cost = _cost(outcome, spec, began=began, wall=time.time() - began, prices=prices)
+        report = {**figures, **cost, "data": outcome["counts"]}
+        done = _publish(spec, folder, report, root_uri=root_uri, finished=not outcome.get("stopped_early"))
         if work.stops and (folder / STOP).exists():
             raise StoppedError(
                 f"{spec.option} was told to end when it was at its end: the same call with run_dir {run_dir} returns "
@@ -130,8 +132,8 @@ def _outcome(
     callbacks: Sequence[Any],
     max_failures: int,
     prices: PriceList,
-) -> Outcome:
-    """What the workers bring back; meanwhile their metrics are followed."""
+) -> tuple[Outcome, dict[str, Any]]:
+    """What the workers bring back, and what the work reports of it; meanwhile their metrics are followed."""
     if work.prepare is not None:
         work.prepare(spec, folder)
     with (
@@ -157,27 +159,16 @@ def _outcome(
             max_failures=max_failures,
             callbacks=callbacks,
         )
-        if outcome.get("resumes_at") is None:
-            report = work.report(outcome, folder, spec)
-            tell({"step": report["steps"], **report})
-        return outcome
+        if outcome.get("resumes_at") is not None:
+            return outcome, {}
+        figures = work.report(outcome, folder, spec)
+        tell({"step": figures["steps"], **figures})
+        return outcome, figures
 
 
 def _publish(
-    work: Work[SpecT],
-    spec: SpecT,
-    folder: Path,
-    outcome: Outcome,
-    *,
-    root_uri: str | None,
-    began: float,
-    prices: PriceList,
+    spec: ModelRun, folder: Path, report: Mapping[str, Any], *, root_uri: str | None, finished: bool
 ) -> Finished:
-    report = {
-        **work.report(outcome, folder, spec),
-        **_cost(outcome, spec, began=began, wall=time.time() - began, prices=prices),
-        "data": outcome["counts"],
-    }
     parents = parents_of({"base": spec.model, "data": spec.data})
     card = render(
         option=spec.option,
@@ -200,7 +191,7 @@ def _publish(
             report=report,
             outside_digest=(METRICS, CARD, *events),
         )
-    if not outcome.get("stopped_early"):
+    if finished:
         storage.write_bytes(str(folder / RESULT), json.dumps({"uri": model.uri, "report": report}).encode())
     return Finished(artifact=model, report=report, metrics_path=str(folder / METRICS))
 
@@ -208,19 +199,20 @@ def _publish(
 def in_worker(
     config: Mapping[str, Any],
     spec_type: type[SpecT],
-    body: "Callable[[SpecT, Place, Path, float | None], Any]",
+    body: "Callable[[SpecT, Place, Path, float | None, PriceList], Any]",
 ) -> dict[str, Any] | LLMRayError:
     """What a worker returns: the outcome of `body` and when it began, or the error that the user must see.
 
     Args:
-        body: takes the spec, this process's place, the run folder and the deadline; returns a dataclass with `counts`
+        body: takes the spec, this process's place, the run folder, the deadline and the prices; returns a dataclass with `counts`
             and `seconds`. What is heavy to import belongs into it, and is counted as `imports`.
     """
     started = time.time()
     spec = spec_type(**config["spec"])
     place = begin_worker(spec)
     try:
-        outcome = asdict(body(spec, place, Path(config["folder"]), config["deadline"]))
+        prices = PriceList(**config["prices"])
+        outcome = asdict(body(spec, place, Path(config["folder"]), config["deadline"], prices))
     except LLMRayError as error:
         return error
     imports = time.time() - started - sum(outcome["seconds"].values())

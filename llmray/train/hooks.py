@@ -28,3 +28,30 @@ class Hooks(Protocol):
         Args:
             checkpoint: the folder of that step, now that all ranks have filled it: the newest one. None for none.
         """
+
+
+class Alone:
+    """Hooks of a run without Ray, which nobody tells to stop: lines stay in memory, checkpoints in a folder by their step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.checkpoints = str(folder)
+        self.lines: list[dict[str, Any]] = []
+        """Of metrics; on rank 0."""
+        self.saved: list[int] = []
+        """Steps whose checkpoints are whole."""
+
+    def stop_wanted(self) -> bool:
+        return False
+
+    def leave_wanted(self) -> bool:
+        return False
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+
+    def checkpoint_folder(self, step: int) -> Path:
+        return Path(self.checkpoints) / str(step)
+
+    def report(self, line: dict[str, Any], checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            self.saved.append(line["step"])

@@ -58,7 +58,7 @@ class Sink(Protocol):
         """Send what is still on its way.
 
         Args:
-            done: whether the call came to its end, and not to an error.
+            done: whether something came of the run, and neither an error nor a stop.
         """
 
 
@@ -93,7 +93,7 @@ def feeding(
             yield came_of_it.append
     finally:
         for feed in feeds:
-            feed.close(came_of_it, done=bool(came_of_it))
+            feed.close(came_of_it)
 
 
 class _Feed:
@@ -108,12 +108,12 @@ class _Feed:
     def poll(self) -> None:
         self._try(self._feed)
 
-    def close(self, came_of_it: Sequence[Line], *, done: bool) -> None:
+    def close(self, came_of_it: Sequence[Line]) -> None:
         self.poll()
         if self._sink is not None:
             for line in came_of_it:
                 self._try(partial(self._sink.write, line["step"], _figures(line, f"{self._about.option}/final")))
-            self._try(partial(self._sink.close, done=done))
+            self._try(partial(self._sink.close, done=bool(came_of_it)))
 
     def _feed(self) -> None:
         lines = self._tail.read()

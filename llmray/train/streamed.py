@@ -49,8 +49,10 @@ def prepare_if_large(spec: TrainSpec, run_folder: Path, *, from_bytes: int = FRO
         InputError: the snapshot or the tokenizer cannot be used.
     """
     folder = folder_of(spec, run_folder)
+    if folder.exists():
+        return
     parts = list(_parts(spec))
-    if folder.exists() or sum(part["bytes"] for part in parts) < from_bytes:
+    if sum(part["bytes"] for part in parts) < from_bytes:
         return
     tokenizer = _tokenizer(spec.model, spec.template)
 

@@ -25,7 +25,7 @@ def load_tokenizer(uri: str, template: str = "") -> Any:
     """The tokenizer of a model folder or hub id, with the chat template of that name or its own."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(storage.local_copy(uri)) if storage.exists(uri) else uri)
+    tokenizer = AutoTokenizer.from_pretrained(storage.local_copy_or_name(uri))
     use_template(tokenizer, template)
     return tokenizer
 

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmray import storage
 from llmray.artifact import Artifact
 from llmray.errors import LLMRayError
 from llmray.prices import PriceList
@@ -145,21 +146,23 @@ def _report(outcome: Mapping[str, Any], _: Path, __: TrainSpec) -> dict[str, Any
 
 def _worker(config: dict[str, Any]) -> dict[str, Any] | LLMRayError:
     """What every worker runs."""
-    return frame.in_worker(config, TrainSpec, partial(_train, prices=PriceList(**config["prices"])))
+    return frame.in_worker(config, TrainSpec, _train)
 
 
 WORK = frame.Work(worker=_worker, describe=progress_text, report=_report, prepare=prepare_if_large, stops=True)
 
 
-def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None, *, prices: PriceList) -> "Outcome":
+def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None, prices: PriceList) -> "Outcome":
     import ray.train
 
     from llmray.train import loop
+    from llmray.train.engine import from_first_rank
 
     checkpoint = ray.train.get_checkpoint()
     with contextlib.ExitStack() as stack:
         resume_from = None if checkpoint is None else Path(stack.enter_context(checkpoint.as_directory()))
-        hooks = _RayHooks(folder, place.rank, resume_from, prices)
+        hooks = _RayHooks(folder, prices)
+        from_first_rank(partial(hooks.begin, steps_done(resume_from) if resume_from else 0), place)
         return loop.run(
             spec.on_workers(place.world_size),
             place,
@@ -174,16 +177,18 @@ def _train(spec: TrainSpec, place: "Place", folder: Path, deadline: float | None
 class _RayHooks:
     """Checkpoints through Ray Train, metrics to a file by rank 0; see `hooks.Hooks`."""
 
-    def __init__(self, folder: Path, rank: int, resume_from: Path | None, prices: PriceList) -> None:
+    def __init__(self, folder: Path, prices: PriceList) -> None:
         self._folder, self._prices, self.checkpoints = folder, prices, f"{folder}/{GROUP}"
         self._watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"  # see cluster.LOCAL_ENV
         self._file, self._leaving = None, None
-        if rank == 0:
-            shutil.rmtree(folder / EXPORT, ignore_errors=True)
-            done = steps_done(resume_from) if resume_from else 0
+
+    def begin(self, done: int) -> None:
+        """On rank 0: take away what steps after that one left, and open the file of metrics."""
+        with storage.disk_errors(self.checkpoints):
+            shutil.rmtree(self._folder / EXPORT, ignore_errors=True)
             for begun in self._checkpoints_after(done):
                 shutil.rmtree(begun)
-            self._file = reopen_metrics(folder / METRICS, done)
+            self._file = reopen_metrics(self._folder / METRICS, done)
 
     def stop_wanted(self) -> bool:
         return self._file is not None and (self._folder / STOP).exists()

@@ -30,6 +30,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.state import list_placement_groups
 
 from llmray.errors import BudgetExhaustedError, ConfigError, LLMRayError
+from llmray.prices import PriceList, price_list
 from llmray.storage import disk_errors
 from llmray.tune.driver import OUTCOME, REPORTED, TrialFunction, make_driver, resolve_trial
 from llmray.tune.ledger import Budget, Ledger
@@ -79,8 +80,11 @@ def tune(trial: str | TrialFunction, spec: TuneSpec, *, budget: Budget | Ledger,
     todo = [index for index in range(len(points)) if index not in journal.finished]
     if todo:
         log.info("tune: %d of %d trials to run, %s", len(todo), len(points), _left(ledger))
-        _check_fits(spec, ledger, journal)
-        searcher = _PaidSearcher(spec, points=points, todo=todo, ledger=ledger, journal=journal, folder=folder)
+        prices = price_list()
+        _check_fits(spec, ledger, journal, prices)
+        searcher = _PaidSearcher(
+            spec, points=points, todo=todo, ledger=ledger, journal=journal, folder=folder, prices=prices
+        )
         with _environment(), _cleaned_up():
             _run(trial, spec, searcher, folder)
     return _result(spec, journal, ledger, folder)
@@ -138,9 +142,10 @@ class _PaidSearcher(Searcher):
         ledger: Ledger,
         journal: "_Journal",
         folder: Path,
+        prices: PriceList,
     ) -> None:
         super().__init__(metric=REPORTED, mode=spec.mode)
-        self._spec = spec
+        self._spec, self._prices = spec, prices
         self._points = points
         self.todo = list(todo)
         self._ledger = ledger
@@ -154,7 +159,7 @@ class _PaidSearcher(Searcher):
             return str(Searcher.FINISHED)
         index = self.todo[0]
         try:
-            reservation = self._ledger.reserve(self._spec.reservation, note=f"trial {index}")
+            reservation = self._ledger.reserve(self._spec.reservation(self._prices), note=f"trial {index}")
         except BudgetExhaustedError as error:
             if self._running:
                 return None
@@ -179,7 +184,7 @@ class _PaidSearcher(Searcher):
         stopped = not outcome
         elapsed = time.monotonic() - started + (_KILL_LAG_S if stopped else 0.0)
         elapsed = min(elapsed, self._spec.max_trial_s)
-        cost = self._spec.cost(elapsed)
+        cost = self._spec.cost(elapsed, self._prices)
         self._ledger.settle(reservation, cost, note=f"trial {index}")
         value = outcome.get("metric", (result or {}).get(REPORTED))
         metric = float(value) if value is not None and math.isfinite(value) else None
@@ -271,7 +276,7 @@ def _result(spec: TuneSpec, journal: _Journal, ledger: Ledger, folder: Path) -> 
     )
 
 
-def _check_fits(spec: TuneSpec, ledger: Ledger, journal: _Journal) -> None:
+def _check_fits(spec: TuneSpec, ledger: Ledger, journal: _Journal, prices: PriceList) -> None:
     """One trial must fit the cluster, and the budget unless there is a result already."""
     _concurrent(spec)
     free = ray.available_resources()
@@ -281,13 +286,13 @@ def _check_fits(spec: TuneSpec, ledger: Ledger, journal: _Journal) -> None:
             free.get("CPU", 0.0),
             free.get("GPU", 0.0),
         )
-    left = ledger.balance().left
-    if "money" in left and "money" not in spec.reservation:
+    left, wanted = ledger.balance().left, spec.reservation(prices)
+    if "money" in left and "money" not in wanted:
         raise ConfigError(
             "budget.money needs the prices of what a trial takes: write currency, core_hour and gpu_hour into prices.yaml "
             "in $LLMRAY_HOME"
         )
-    for name, amount in spec.reservation.items():
+    for name, amount in wanted.items():
         if name in left and amount > left[name] and not journal.finished:
             raise BudgetExhaustedError(
                 f"not even one trial fits the budget: {left[name]:g} {name} are left and one may take {amount:g}: "

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from llmray.digest import digest_of
 from llmray.errors import ConfigError
-from llmray.prices import price_list
+from llmray.prices import PriceList
 from llmray.tune.ledger import Amounts
 from llmray.tune.space import parse_space
 
@@ -61,15 +61,14 @@ class TuneSpec:
         if self.grace_reports < 0 or self.reduction_factor <= 1:
             raise ConfigError("tune.grace_reports must not be negative, and tune.reduction_factor must be above 1")
 
-    @property
-    def reservation(self) -> Amounts:
+    def reservation(self, prices: PriceList) -> Amounts:
         """The most that a trial can spend."""
-        return self.cost(self.max_trial_s)
+        return self.cost(self.max_trial_s, prices)
 
-    def cost(self, seconds: float) -> Amounts:
-        """What a trial of that length spends; money as well where the home's price list knows it."""
+    def cost(self, seconds: float, prices: PriceList) -> Amounts:
+        """What a trial of that length spends; money as well where the price list knows it."""
         used = {"core_seconds": self.cpus_per_trial * seconds, "gpu_seconds": self.gpus_per_trial * seconds}
-        money = price_list().money(**used)
+        money = prices.money(**used)
         return used if money is None else {**used, "money": money}
 
     def identity(self, trial: str) -> str:

@@ -23,6 +23,7 @@ from llmray.train.blocks import read_rows, train_blocks
 from llmray.train.divergence import DivergedError
 from llmray.train.engine import Place, load_model
 from llmray.train.forward import token_losses
+from llmray.train.hooks import Alone
 from llmray.train.packing import pack
 from llmray.train.spec import TrainSpec
 from llmray.train.template import conversations, load_tokenizer
@@ -31,25 +32,12 @@ ODD = "Ω"
 """Its first byte is in one row of the data alone."""
 
 
-class Memory:
-    """Hooks that keep everything but the checkpoints, which are overwritten."""
+class Memory(Alone):
+    """Keeps every report as well."""
 
     def __init__(self, checkpoints: Path) -> None:
-        self.checkpoints = str(checkpoints)
-        self.lines: list[dict[str, Any]] = []
+        super().__init__(checkpoints)
         self.reports: list[tuple[int, bool]] = []
-
-    def stop_wanted(self) -> bool:
-        return False
-
-    def leave_wanted(self) -> bool:
-        return False
-
-    def metrics(self, line: dict[str, Any]) -> None:
-        self.lines.append(line)
-
-    def checkpoint_folder(self, step: int) -> Path:
-        return Path(self.checkpoints)
 
     def report(self, line: dict[str, Any], checkpoint: Path | None) -> None:
         self.reports.append((line["step"], checkpoint is not None))

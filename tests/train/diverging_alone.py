@@ -25,6 +25,7 @@ from llmray.errors import InputError, UnavailableError
 from llmray.train import loop
 from llmray.train.divergence import DivergedError
 from llmray.train.engine import Place
+from llmray.train.hooks import Alone
 from llmray.train.spec import TrainSpec
 from llmray.train.template import load_tokenizer
 
@@ -43,31 +44,17 @@ class Job:
     """Lines of metrics of rank 0 after which it is told to stop."""
 
 
-class Folder:
-    """Hooks that keep lines, and checkpoints by their step."""
+class Folder(Alone):
+    """Can be told to stop, and has the checkpoints of the run that goes on."""
 
     def __init__(self, folder: Path, job: Job) -> None:
-        self.stop_after, self.checkpoints = job.stop_after, str(folder)
+        super().__init__(folder)
+        self.stop_after = job.stop_after
         if job.resume_from is not None:
             self._bring(job.resume_from)
-        self.lines: list[dict[str, Any]] = []
-        self.saved: list[int] = []
 
     def stop_wanted(self) -> bool:
         return len(self.lines) == self.stop_after
-
-    def leave_wanted(self) -> bool:
-        return False
-
-    def metrics(self, line: dict[str, Any]) -> None:
-        self.lines.append(line)
-
-    def checkpoint_folder(self, step: int) -> Path:
-        return Path(self.checkpoints) / str(step)
-
-    def report(self, line: dict[str, Any], checkpoint: Path | None) -> None:
-        if checkpoint is not None:
-            self.saved.append(line["step"])
 
     def _bring(self, newest: Path) -> None:
         """The checkpoints of the run that goes on, up to its newest."""

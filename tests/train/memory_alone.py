@@ -21,6 +21,7 @@ from tiny_training import tokenizer
 
 from llmray.train import loop
 from llmray.train.engine import Place
+from llmray.train.hooks import Alone
 from llmray.train.spec import TrainSpec
 
 for name in ("stage_1_and_2", "stage3", "muon.muon_optimizer"):  # memory of code, not of a run
@@ -38,28 +39,13 @@ M_MMAP_THRESHOLD = -3
 """Its number in glibc's malloc.h."""
 
 
-class Peak:
-    """Hooks that look at the most memory so far after every step."""
+class Peak(Alone):
+    """Looks at the most memory so far after every step."""
 
     bytes = 0
 
-    def __init__(self, checkpoints: Path) -> None:
-        self.checkpoints = str(checkpoints)
-
-    def stop_wanted(self) -> bool:
-        return False
-
-    def leave_wanted(self) -> bool:
-        return False
-
     def metrics(self, line: dict[str, Any]) -> None:
         self.bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-    def checkpoint_folder(self, step: int) -> Path:
-        return Path(self.checkpoints)
-
-    def report(self, line: dict[str, Any], checkpoint: Path | None) -> None:
-        pass
 
 
 def measure(job: tuple[TrainSpec, Path, bool]) -> int:

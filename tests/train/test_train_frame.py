@@ -14,6 +14,7 @@ import pytest
 
 from llmray import artifact
 from llmray.errors import ConfigError, InputError, LLMRayError, StoppedError
+from llmray.prices import PriceList
 from llmray.train import frame
 from llmray.train.card import CARD
 from llmray.train.model_run import ModelRun
@@ -37,7 +38,7 @@ class Outcome:
     resumes_at: int | None = None
 
 
-def write_a_model(spec: FakeSpec, place: Any, folder: Path, deadline: float | None) -> Outcome:
+def write_a_model(spec: FakeSpec, place: Any, folder: Path, deadline: float | None, _: PriceList) -> Outcome:
     """A line of metrics a step, as far as the deadline allows, and a model."""
     lines: list[dict[str, int]] = []
     stopped = deadline is not None and deadline <= time.time()
@@ -49,7 +50,7 @@ def write_a_model(spec: FakeSpec, place: Any, folder: Path, deadline: float | No
     return Outcome(steps=len(lines), counts={"rows": 7}, seconds={"steps": 0.0}, stopped_early=stopped)
 
 
-def told_to_end(spec: FakeSpec, place: Any, folder: Path, deadline: float | None) -> Outcome:
+def told_to_end(spec: FakeSpec, place: Any, folder: Path, deadline: float | None, _: PriceList) -> Outcome:
     """SIGTERM comes to the driver, and the workers see it."""
     assert not (folder / STOP).exists(), "what an earlier call was told is over"
     os.kill(os.getpid(), signal.SIGTERM)
@@ -57,8 +58,8 @@ def told_to_end(spec: FakeSpec, place: Any, folder: Path, deadline: float | None
     return Outcome(steps=3, counts={"rows": 7}, seconds={"steps": 0.0}, stopped_early=True, resumes_at=2)
 
 
-def told_too_late(spec: FakeSpec, place: Any, folder: Path, deadline: float | None) -> Outcome:
-    outcome = write_a_model(spec, place, folder, deadline)
+def told_too_late(spec: FakeSpec, place: Any, folder: Path, deadline: float | None, prices: PriceList) -> Outcome:
+    outcome = write_a_model(spec, place, folder, deadline, prices)
     os.kill(os.getpid(), signal.SIGTERM)
     return outcome
 
