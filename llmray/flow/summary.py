@@ -9,7 +9,7 @@ from typing import Any
 from llmray import console
 from llmray.flow.lifecycle import PRODUCTION, Outcome
 from llmray.prices import price_list
-from llmray.prices import text as prices_text
+from llmray.prices import text as money_text
 
 
 def text(outcome: Outcome) -> str:
@@ -44,7 +44,7 @@ def spent(outcome: Outcome) -> str:
     """What it all cost: core-seconds, and money where there is a price list."""
     cores, money = (sum(getattr(one, unit) for one in outcome.spend) for unit in ("core_seconds", "money"))
     priced = {"money": money, "currency": currency} if (currency := price_list().currency) else {}
-    return ", ".join(filter(None, [f"{cores:,.0f} core-seconds", prices_text(priced)]))
+    return ", ".join(filter(None, [f"{cores:,.0f} core-seconds", money_text(priced)]))
 
 
 def costs(outcome: Outcome) -> str:
