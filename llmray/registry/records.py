@@ -135,6 +135,23 @@ class Output:
     ttft_s: float | None
     """Seconds from the request to the first token; None where there was none."""
     latency_s: float
+    adapter: str | None = None
+    choice: int = 0
+    """Which of the answers to its request."""
+    request_id: str | None = None
+    """What the answers of one request share; None where it is the only one."""
+    documents: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    """What was retrieved for it."""
+    project: str | None = None
+    key_id: str | None = None
+    cost: float | None = None
+    """Money, by the price list; None without one."""
+    cached_tokens: int = 0
+    """Prompt tokens whose KV was there already."""
+    text_kept: bool = True
+    """Whether messages, variables and completion were kept."""
+    shadow_of: str | None = None
+    """For a shadow's answer: the output that the client got."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,11 +6,23 @@ identity map and lazy loading, for records that are read once and never changed 
 """
 
 from sqlalchemy import JSON as _JSON
-from sqlalchemy import BigInteger, Column, Float, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, Table
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    true,
+)
 
 from llmray.registry.columns import FreeText, UtcTime
 
-HEAD = "0001"
+HEAD = "0002"
 """Newest migration; a test holds it to the migrations folder."""
 VERSION_TABLE = "llmray_schema"
 
@@ -32,6 +44,8 @@ projects = Table(
     metadata,
     Column("name", FreeText, primary_key=True),
     Column("created_at", UtcTime, nullable=False),
+    Column("requests_per_minute", Integer),
+    Column("tokens_per_minute", Integer),
 )
 
 members = Table(
@@ -195,6 +209,16 @@ outputs = Table(
     Column("completion_tokens", Integer, nullable=False),
     Column("ttft_s", Float),
     Column("latency_s", Float, nullable=False),
+    Column("adapter", FreeText),
+    Column("choice", Integer, nullable=False, server_default="0"),
+    Column("request_id", FreeText, index=True),
+    Column("documents", JSON, nullable=False, server_default="[]"),
+    Column("project", FreeText),
+    Column("key_id", FreeText),
+    Column("cost", Float),
+    Column("cached_tokens", Integer, nullable=False, server_default="0"),
+    Column("text_kept", Boolean, nullable=False, server_default=true()),
+    Column("shadow_of", FreeText),
 )
 
 feedback = Table(

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llmray.errors import InputError, LLMRayError, UnavailableError
-from llmray.serve.engine import EngineRequest, RequestRefusedError, Sampling, TokenEvent, last_user_text
+from llmray.serve.engine import ChatMessage, EngineRequest, RequestRefusedError, Sampling, TokenEvent, last_user_text
 from llmray.serve.metrics import GatewayMetrics
 from llmray.serve.outbox import Outbox
 from llmray.serve.ports import Backend, FeedbackRecord, Observation, OutputRecord, Ports, PromptTemplate, Watcher
@@ -36,7 +36,7 @@ class _Plan:
     """What will be asked of an engine, before one is chosen."""
 
     request: EngineRequest
-    messages: tuple[tuple[str, str], ...]
+    messages: tuple[ChatMessage, ...]
     """What the model reads; a completion's text stands as one user message."""
     key: str
     """What the choice of a variant sticks to."""
@@ -221,8 +221,10 @@ class Gateway:
         key = body.user or request_id
         if isinstance(body, CompletionRequest):
             request = EngineRequest(id=request_id, prompt=body.prompt, sampling=_sampling(body.sampling_fields()))
-            return _Plan(request=request, messages=(("user", body.prompt),), key=key, metadata=body.metadata)
-        messages = tuple(message.pair() for message in body.messages)
+            return _Plan(
+                request=request, messages=({"role": "user", "content": body.prompt},), key=key, metadata=body.metadata
+            )
+        messages = tuple(message.plain() for message in body.messages)
         fields = body.sampling_fields()
         prompt, variables, reference = None, body.variables or {}, body.prompt or config.default_prompt
         if reference is not None:
@@ -371,7 +373,7 @@ class Answer:
             prompt_digest=None if plan.prompt is None else plan.prompt.digest,
             prompt_reference=plan.prompt_reference,
             variables=plan.variables,
-            messages=[{"role": role, "content": content} for role, content in plan.messages],
+            messages=[dict(message) for message in plan.messages],
             completion="".join(self._pieces),
             finish_reason=outcome,
             model_digest=self.variant.digest,

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from llmray.errors import UnavailableError
 from llmray.serve.detokenize import Detokenizer, StopText
-from llmray.serve.engine import EngineRequest, FinishReason, RequestRefusedError, TokenEvent
+from llmray.serve.engine import EngineLoad, EngineRequest, FinishReason, RequestRefusedError, TokenEvent, check
 from llmray.serve.quantize import LoadedModel, load
 from llmray.serve.sampling import Sampler
 
@@ -64,6 +64,7 @@ class HfEngine:
     async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
         if self.closed:
             raise UnavailableError("the engine is closed")
+        check(request, self.info)
         ticket = _Ticket(request, asyncio.get_running_loop())
         self._arrived.put(ticket)
         try:
@@ -76,6 +77,9 @@ class HfEngine:
                     return
         finally:
             ticket.dropped = True
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(running=len(self._active), waiting=0, waiting_tokens=0, prefill_tokens_per_s=None)
 
     def close(self) -> None:
         """Refuse what is under way and free the weights."""
@@ -198,7 +202,7 @@ class _Sequence:
 
 def _prompt_ids(request: EngineRequest, tokenizer: Any) -> list[int]:
     if request.messages is None:
-        ids = list(tokenizer(request.prompt)["input_ids"])
+        ids = list(request.prompt if isinstance(request.prompt, tuple) else tokenizer(request.prompt)["input_ids"])
         if not ids and tokenizer.bos_token_id is not None:
             ids = [tokenizer.bos_token_id]
         if not ids:
@@ -208,9 +212,8 @@ def _prompt_ids(request: EngineRequest, tokenizer: Any) -> list[int]:
         raise RequestRefusedError(
             "this model has no chat template: use /v1/completions, or give its tokenizer one", "messages"
         )
-    messages = [{"role": role, "content": content} for role, content in request.messages]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(list(request.messages), tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template may refuse roles with any error of its own
         raise RequestRefusedError(f"the model's chat template refuses these messages: {error}", "messages") from error
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -39,9 +39,10 @@ class OutputRecord:
     prompt_reference: str | None
     """As the client wrote it: `ask-docs@production`."""
     variables: Mapping[str, str]
-    messages: Sequence[Mapping[str, str]]
-    """As rendered: what the model read."""
+    messages: Sequence[Mapping[str, Any]]
+    """As rendered: what the model read; empty where texts are not kept."""
     completion: str
+    """Empty where texts are not kept."""
     finish_reason: str
     """`stop`, `length`, `cancelled` (the client left) or `error`."""
     model_digest: str
@@ -53,6 +54,36 @@ class OutputRecord:
     completion_tokens: int
     ttft_s: float | None
     latency_s: float
+    adapter: str | None = None
+    choice: int = 0
+    """Which of the `n` answers to its request."""
+    request_id: str | None = None
+    """What the answers of one request share; None where the output is alone."""
+    documents: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    """What was retrieved for it: ids, digests, scores, as the client said."""
+    project: str | None = None
+    key_id: str | None = None
+    """Which key asked."""
+    cost: float | None = None
+    """Money, by the price list; None without one."""
+    cached_tokens: int = 0
+    text_kept: bool = True
+    shadow_of: str | None = None
+    """For a shadow's answer: the output id that the client got."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Key:
+    """Who asks, by an API key; what is kept of it is a hash."""
+
+    id: str
+    project: str
+    user: str
+    scopes: frozenset[str]
+    """`infer`, `feedback`, `prompts`, `metrics`; empty for all."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Quotas of the project; None for no limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +132,20 @@ class OutputSink(Protocol):
         ...
 
 
+class KeyRing(Protocol):
+    async def key(self, token: str) -> Key | None:
+        """Whom a token stands for; None if it is unknown, expired or revoked.
+
+        Raises:
+            UnavailableError: the ring cannot be asked now.
+        """
+        ...
+
+    async def any_keys(self) -> bool:
+        """Whether there is any key at all; without one, only this machine may ask."""
+        ...
+
+
 class FeedbackSink(Protocol):
     async def put_feedback(self, feedback: FeedbackRecord) -> None:
         """Keep feedback.
@@ -132,3 +177,5 @@ class Ports:
     prompts: PromptSource | None = None
     outputs: OutputSink | None = None
     feedback: FeedbackSink | None = None
+    keys: KeyRing | None = None
+    """None for a gateway that anybody may ask who reaches it."""

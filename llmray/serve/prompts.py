@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from llmray.errors import UnavailableError
 from llmray.reference import parse_reference
-from llmray.serve.engine import RequestRefusedError
+from llmray.serve.engine import ChatMessage, RequestRefusedError
 from llmray.serve.ports import PromptSource, PromptTemplate
 
 _MARK = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -76,8 +76,8 @@ class PromptCache:
         return kept
 
 
-def render(prompt: PromptTemplate, variables: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Roles and contents with every placeholder filled, once: a value that looks like a placeholder stays as it is.
+def render(prompt: PromptTemplate, variables: Mapping[str, str]) -> list[ChatMessage]:
+    """Messages with every placeholder filled, once: a value that looks like a placeholder stays as it is.
 
     `{{` and `}}` stand for braces.
 
@@ -100,4 +100,4 @@ def render(prompt: PromptTemplate, variables: Mapping[str, str]) -> list[tuple[s
         name = match[1]
         return match[0][0] if name is None else variables.get(name, match[0])
 
-    return [(message["role"], _MARK.sub(fill, message["content"])) for message in prompt.messages]
+    return [{"role": message["role"], "content": _MARK.sub(fill, message["content"])} for message in prompt.messages]

@@ -12,7 +12,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from llmray.errors import UserError
-from llmray.serve.engine import RequestRefusedError
+from llmray.serve.engine import ChatMessage, RequestRefusedError
 
 MAX_BODY_BYTES = 4 << 20
 
@@ -108,9 +108,9 @@ class Message(_Strict):
             raise ValueError("the text of a part must be a string")
         return "".join(part["text"] for part in content)
 
-    def pair(self) -> tuple[str, str]:
-        """Role and content as chat templates know them: a developer's message is a system one."""
-        return ("system" if self.role == "developer" else self.role, self.content)
+    def plain(self) -> ChatMessage:
+        """As chat templates know it: a developer's message is a system one."""
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
 
 
 class StreamOptions(_Strict):

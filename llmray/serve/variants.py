@@ -27,6 +27,29 @@ class Variant(BaseModel):
     """Share of the traffic, relative to the others."""
     quantization: str = "none"
     engine: str = "hf"
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters that it has; clients ask for one as `model`."""
+
+
+class Shadow(BaseModel):
+    """A model that gets copies of requests; its answers are kept for comparison and sent to nobody."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    variant: Variant
+    share: Annotated[float, Field(gt=0, le=100)] = 100.0
+    """Percent of the requests that are copied."""
+
+
+class TextLog(BaseModel):
+    """How much of what was asked and answered is kept with an output; everything else always is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: Annotated[float, Field(ge=0, le=100)] = 100.0
+    """Percent of the outputs whose texts are kept, chosen by output id; 0 keeps none."""
+    redact: bool = False
+    """Whether e-mail addresses, phone numbers, card numbers and keys are masked in what is kept."""
 
 
 class GatewayConfig(BaseModel):
@@ -42,6 +65,10 @@ class GatewayConfig(BaseModel):
     """Serve application of the monitor; None for none."""
     default_prompt: str | None = None
     """Prompt reference for chats that name none."""
+    shadow: Shadow | None = None
+    embeddings: dict[str, str] = {}
+    """Embedding models: the name clients ask for, and its Serve application."""
+    text_log: TextLog = TextLog()
 
     @model_validator(mode="before")
     @classmethod

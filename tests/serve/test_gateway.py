@@ -162,7 +162,7 @@ def test_values_that_ask_for_nothing_are_taken() -> None:
     assert parsed.stop == ["x"]
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     parsed = parse(ChatRequest, orjson.dumps(CHAT | {"messages": [{"role": "developer", "content": parts}]}))
-    assert parsed.messages[0].pair() == ("system", "ab")
+    assert parsed.messages[0].plain() == {"role": "system", "content": "ab"}
 
 
 def test_unknown_paths_and_methods_have_openai_shape() -> None:

@@ -14,7 +14,7 @@ from llmray.serve.engine import EngineRequest, RequestRefusedError, Sampling
 from llmray.serve.hf_engine import HfEngine
 from llmray.serve.quantize import load
 
-CHAT = (("user", "What does os.path.join do?"),)
+CHAT = ({"role": "user", "content": "What does os.path.join do?"},)
 
 
 @pytest.fixture(scope="module")
