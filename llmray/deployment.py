@@ -22,10 +22,11 @@ from ray.serve import Application
 
 from llmray import storage
 from llmray.errors import InputError, NotFoundError, UnavailableError
+from llmray.prompt_store import RegistryPrompts
 from llmray.serve.canary import RolloutResult
 from llmray.serve.control import ServeControl
 from llmray.serve.engines import ModelArgs, checked_folder, open_engine
-from llmray.serve.ports import FeedbackRecord, OutputRecord, PromptTemplate
+from llmray.serve.ports import FeedbackRecord, OutputRecord
 from llmray.serve.replica import MONITOR, REGISTRY, GatewayReplica, ModelReplica
 from llmray.serve.rollout import RolloutPolicy
 from llmray.serve.service import MONITOR_APP, Deployed, ModelSource, Service
@@ -236,7 +237,7 @@ def shutdown(*, timeout_s: float = 660.0) -> None:
 
 
 @serve.deployment(name=REGISTRY, max_ongoing_requests=100)
-class RegistryBridge:
+class RegistryBridge(RegistryPrompts):
     """The registry as replicas reach it. Every call is one short transaction in a thread."""
 
     def __init__(self) -> None:
@@ -245,13 +246,7 @@ class RegistryBridge:
         from llmray.registry.registry import Registry
 
         self._output_type, self._feedback_type = Output, Feedback
-        self._registry = Registry.open()
-
-    async def prompt(self, reference: str) -> PromptTemplate:
-        """The version that a reference names now."""
-        record = await asyncio.to_thread(self._registry.prompt, reference)
-        names = [field.name for field in fields(PromptTemplate)]
-        return PromptTemplate(**{name: getattr(record, name) for name in names})
+        super().__init__(Registry.open(busy_timeout_s=4.0))  # says so before those who ask stop waiting
 
     async def put_outputs(self, outputs: Sequence[OutputRecord]) -> None:
         """Keep answers."""

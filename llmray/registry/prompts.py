@@ -1,5 +1,7 @@
 """Prompts: versioned message templates. Labels such as `ask-docs@production` are aliases of kind `prompt`.
 
+A version never changes. A label names one version, or several with weights, to compare them on live traffic.
+
 Placeholders are Python's own format fields, `{name}`, and nothing more: attribute and index access (`{user.key}`) would
 let a template read what it was not given. Rejected: Jinja (a language to sandbox, for what is nearly always a
 substitution).
@@ -13,16 +15,15 @@ from sqlalchemy import Connection, Row, func, insert, select
 
 from llmray.digest import digest_of
 from llmray.errors import InputError, NotFoundError
-from llmray.reference import check_name, parse_reference
+from llmray.reference import Reference, check_name, parse_reference
 from llmray.registry import schema
-from llmray.registry.aliases import current, lock_name, write_move
-from llmray.registry.database import Part
-from llmray.registry.records import PromptRecord
+from llmray.registry.aliases import Aliases, current, lock_name, write_move
+from llmray.registry.records import AliasEvent, PromptRecord
 
 _KIND = "prompt"
 
 
-class Prompts(Part):
+class Prompts(Aliases):
     def put_prompt(
         self,
         name: str,
@@ -84,21 +85,58 @@ class Prompts(Part):
             InputError: no reference.
             NotFoundError: nothing goes by it; the message says what exists.
         """
-        parsed = parse_reference(reference)
-        table = schema.prompts
-        query = select(table).order_by(table.c.created_at.desc(), table.c.version.desc())
         with self._db.read() as connection:
-            if parsed.digest is not None:
-                query = query.where(table.c.digest.startswith(parsed.digest, autoescape=True))
-            elif parsed.version is not None:
-                query = query.filter_by(name=parsed.name, version=parsed.version)
-            else:
-                digest = current(connection, _KIND, parsed.name or "", parsed.alias or "")
-                query = query.filter_by(name=parsed.name, digest=digest)
-            row = connection.execute(query.limit(1)).first()
-            if row is None:
-                raise NotFoundError(_what_exists(connection, reference, parsed.name))
-            return _record(row)
+            return _find(connection, parse_reference(reference))
+
+    def prompt_split(self, reference: str) -> list[tuple[PromptRecord, float]]:
+        """The versions that a reference names, oldest first, and their shares; nearly always one.
+
+        Raises:
+            InputError: no reference.
+            NotFoundError: nothing goes by it; the message says what exists.
+        """
+        parsed = parse_reference(reference)
+        with self._db.read() as connection:
+            place = {"kind": _KIND, "name": parsed.name, "alias": parsed.alias}
+            weights = connection.execute(select(schema.aliases.c.weights).filter_by(**place)).scalar()
+            if parsed.alias is None or weights is None:
+                return [(_find(connection, parsed), 1.0)]
+            table = schema.prompts
+            query = select(table).filter_by(name=parsed.name).where(table.c.digest.in_(weights))
+            rows = connection.execute(query.order_by(table.c.version))
+            return [(_record(row), float(weights[row.digest])) for row in rows]
+
+    def label_prompt(
+        self,
+        name: str,
+        label: str,
+        versions: Mapping[str, float],
+        *,
+        actor: str,
+        reason: str,
+        evidence: Mapping[str, Any] | None = None,
+    ) -> AliasEvent:
+        """Let a label name a version from now on, or several with weights.
+
+        Args:
+            versions: numbers of versions or references to them, and their shares of the traffic.
+
+        Raises:
+            GateRefusedError: the label is protected and the evidence does not say to promote.
+            NotFoundError: there is no such prompt or version.
+            InputError: a version is named twice, or a share is not above zero.
+        """
+        check_name(name)
+        weights: dict[str, float] = {}
+        with self._db.read() as connection:
+            for version, weight in versions.items():
+                numbered = version.isdecimal() and len(version) < 10
+                parsed = parse_reference(f"{name}:{version}" if numbered else version)
+                digest = _find(connection, parsed, of=name).digest
+                if digest in weights:
+                    raise InputError(f"two of {', '.join(versions)} are the same version: name each once")
+                weights[digest] = weight
+        return self.move_alias(name, label, weights, kind=_KIND, actor=actor, reason=reason, evidence=evidence)
 
     def prompts(self, name: str | None = None) -> list[PromptRecord]:
         """Every version of every prompt, or of one, sorted by name, newest version first."""
@@ -133,11 +171,30 @@ def variables(messages: Sequence[Mapping[str, str]]) -> list[str]:
     return list(found)
 
 
+def _find(connection: Connection, reference: Reference, of: str | None = None) -> PromptRecord:
+    """The version that a reference names, of the prompt `of` or of any."""
+    table = schema.prompts
+    query = select(table).order_by(table.c.created_at.desc(), table.c.version.desc())
+    if of is not None:
+        query = query.filter_by(name=of)
+    if reference.digest is not None:
+        query = query.where(table.c.digest.startswith(reference.digest, autoescape=True))
+    elif reference.version is not None:
+        query = query.filter_by(name=reference.name, version=reference.version)
+    else:
+        digest = current(connection, _KIND, reference.name or "", reference.alias or "")
+        query = query.filter_by(name=reference.name, digest=digest)
+    row = connection.execute(query.limit(1)).first()
+    if row is None:
+        raise NotFoundError(_what_exists(connection, reference, reference.name or of))
+    return _record(row)
+
+
 def _record(row: Row[Any]) -> PromptRecord:
     return PromptRecord(**row._mapping)
 
 
-def _what_exists(connection: Connection, reference: str, name: str | None) -> str:
+def _what_exists(connection: Connection, reference: Reference, name: str | None) -> str:
     table = schema.prompts
     names = list(connection.execute(select(table.c.name).distinct().order_by(table.c.name)).scalars())
     if name not in names:

@@ -74,7 +74,12 @@ class AliasRecord:
     name: str
     alias: str
     digest: str
+    """What it names; of a split, the heaviest."""
+    weights: Mapping[str, float] | None = None
+    """Of a split: digests and their shares of the traffic, relative to one another."""
     updated_at: datetime
+    protected: bool = False
+    """Whether it moves only with a gate's evidence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,11 +89,13 @@ class AliasEvent:
     kind: str
     name: str
     alias: str
-    type: Literal["move", "rollback"]
-    digest: str
-    """What the alias names from here on."""
+    type: Literal["move", "rollback", "delete", "protect", "unprotect"]
+    digest: str | None
+    """What the alias names from here on; of a split, the heaviest; None for nothing."""
+    weights: Mapping[str, float] | None = None
+    """Of a split: digests and their shares of the traffic, relative to one another."""
     previous: str | None
-    """What it named before; None for its first move."""
+    """What it named before; None for nothing."""
     actor: str
     reason: str
     evidence: Mapping[str, Any] | None

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Self
 
 from llmray.registry.access import Access
-from llmray.registry.aliases import Aliases
 from llmray.registry.artifacts import Artifacts
 from llmray.registry.cache import Cache
 from llmray.registry.database import Database, default_url
@@ -29,7 +28,7 @@ def random_id() -> str:
     return uuid.uuid4().hex
 
 
-class Registry(Runs, Artifacts, Lineage, Aliases, Prompts, Outputs, Cache, Ledger, Access):
+class Registry(Runs, Artifacts, Lineage, Prompts, Outputs, Cache, Ledger, Access):
     """The memory of llmray. Thread-safe; several processes may each have their own on one database.
 
     Open it in the process that uses it: a connection survives neither pickling nor a fork.

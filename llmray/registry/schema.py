@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from llmray.registry.columns import FreeText, UtcTime
 
-HEAD = "0002"
+HEAD = "0003"
 """Newest migration; a test holds it to the migrations folder."""
 VERSION_TABLE = "llmray_schema"
 
@@ -153,6 +153,7 @@ aliases = Table(
     Column("name", FreeText, primary_key=True),
     Column("alias", FreeText, primary_key=True),
     Column("digest", FreeText, nullable=False),
+    Column("weights", JSON),
     Column("updated_at", UtcTime, nullable=False),
     ForeignKeyConstraint(["kind", "name"], ["names.kind", "names.name"]),
 )
@@ -165,7 +166,8 @@ alias_events = Table(
     Column("name", FreeText, nullable=False),
     Column("alias", FreeText, nullable=False),
     Column("type", FreeText, nullable=False),
-    Column("digest", FreeText, nullable=False),
+    Column("digest", FreeText),
+    Column("weights", JSON),
     Column("previous", FreeText),
     Column("actor", FreeText, nullable=False),
     Column("reason", FreeText, nullable=False),

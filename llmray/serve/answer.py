@@ -21,13 +21,12 @@ from llmray.serve.engine import ChatMessage, EngineRequest, RequestRefusedError,
 from llmray.serve.metrics import GatewayMetrics
 from llmray.serve.outbox import Outbox
 from llmray.serve.ports import Backend, FeedbackRecord, Observation, OutputRecord, Ports, PromptTemplate, Watcher
-from llmray.serve.prompts import PromptCache, render
+from llmray.serve.prompts import SETTINGS, PromptCache, render
 from llmray.serve.protocol import ApiError, ChatRequest, CompletionRequest, FeedbackRequest, refused
 from llmray.serve.variants import GatewayConfig, Variant, choose
 
 logger = logging.getLogger(__name__)
 
-_SETTINGS = frozenset({"temperature", "top_p", "top_k", "max_tokens", "stop", "seed"})
 _ATTEMPTS = 3
 
 
@@ -77,6 +76,11 @@ class Gateway:
             "monitor tap", self._observe, batch=64, timeout_s=5.0, keep_trying=False
         )
         self._traffic: dict[str, Counter[str]] = {}
+
+    @property
+    def ports(self) -> Ports:
+        """What it is bound to."""
+        return self._ports
 
     def configure(self, config: GatewayConfig) -> None:
         """Take over a configuration; requests under way keep theirs."""
@@ -143,8 +147,8 @@ class Gateway:
         self.metrics.feedback.labels(body.kind).inc()
         return feedback
 
-    async def resolve_prompt(self, reference: str) -> PromptTemplate:
-        """The prompt that a reference names.
+    async def resolve_prompt(self, reference: str, key: str) -> PromptTemplate:
+        """The prompt that a reference names; of a split label, the version that `key` falls on.
 
         Raises:
             ApiError: 404 for a prompt, version or alias that does not exist.
@@ -152,7 +156,7 @@ class Gateway:
         if self._prompts is None:
             raise ApiError(501, "this gateway has no prompts: bind it to a registry", param="prompt", code="no_prompts")
         try:
-            return await self._prompts.get(reference)
+            return await self._prompts.get(reference, key)
         except InputError as error:
             raise ApiError(404, str(error), param="prompt", code="prompt_not_found") from error
         except UnavailableError as error:
@@ -228,12 +232,12 @@ class Gateway:
         fields = body.sampling_fields()
         prompt, variables, reference = None, body.variables or {}, body.prompt or config.default_prompt
         if reference is not None:
-            prompt = await self.resolve_prompt(reference)
+            prompt = await self.resolve_prompt(reference, key)
             try:
                 messages = (*render(prompt, variables), *messages)
             except RequestRefusedError as error:
                 raise refused(error) from error
-            fields = {name: value for name, value in prompt.settings.items() if name in _SETTINGS} | fields
+            fields = {name: value for name, value in prompt.settings.items() if name in SETTINGS} | fields
         return _Plan(
             request=EngineRequest(id=request_id, messages=messages, sampling=_sampling(fields)),
             messages=messages,

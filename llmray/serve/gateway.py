@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from llmray.errors import LLMRayError
 from llmray.serve.answer import Answer, Gateway
+from llmray.serve.prompt_routes import add_prompt_routes
 from llmray.serve.protocol import ApiError, ChatRequest, CompletionRequest, FeedbackRequest, parse
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app = FastAPI(title="llmray", summary="OpenAI-compatible answers whose origin is known", lifespan=lifespan)
     _add_answers(app, gateway)
     _add_rest(app, gateway)
+    add_prompt_routes(app, gateway)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _our_error)
@@ -70,19 +72,6 @@ def _add_rest(app: FastAPI, gateway: Gateway) -> None:
     async def feedback(request: Request) -> dict[str, Any]:
         kept = await gateway.give_feedback(parse(FeedbackRequest, await request.body()))
         return {"object": "feedback", "id": kept.id, "output_id": kept.output_id, "kind": kept.kind}
-
-    @app.get("/v1/prompts/{reference}")
-    async def prompt(reference: str) -> dict[str, Any]:
-        found = await gateway.resolve_prompt(reference)
-        return {
-            "object": "prompt",
-            "name": found.name,
-            "version": found.version,
-            "digest": found.digest,
-            "messages": list(found.messages),
-            "variables": list(found.variables),
-            "settings": dict(found.settings),
-        }
 
     @app.get("/healthz")
     async def health() -> Response:

@@ -8,7 +8,7 @@ the registry from the request path, and passing ORM records between processes.
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 from llmray.serve.engine import EngineRequest, TokenEvent
 
@@ -26,6 +26,62 @@ class PromptTemplate:
     """Names that a request must fill."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Sampling defaults: temperature, top_p, top_k, max_tokens, stop, seed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptChoice:
+    """What a reference names: one version, or several that share the traffic."""
+
+    versions: Sequence[tuple[PromptTemplate, float]]
+    """Oldest first, each with its share, relative to the others."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptVersion(PromptTemplate):
+    """A version and how it came about."""
+
+    message: str
+    """Why it was made."""
+    author: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptDraft:
+    """What becomes the next version of a prompt, unless a version says just that already."""
+
+    name: str
+    messages: Sequence[Mapping[str, str]]
+    settings: Mapping[str, Any]
+    message: str
+    author: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptLabel:
+    """A label and what it names."""
+
+    name: str
+    label: str
+    versions: Mapping[str, float]
+    """Version numbers and their shares, relative to one another."""
+    protected: bool
+    updated_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelChange:
+    """One event in the life of a label."""
+
+    type: Literal["move", "rollback", "delete", "protect", "unprotect"]
+    name: str
+    label: str
+    versions: Mapping[str, float] = field(default_factory=dict)
+    """For a move: numbers of versions or references to them, and their shares."""
+    actor: str
+    reason: str
+    evidence: Mapping[str, Any] | None = None
+    """For a move of a protected label: a gate's verdict."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,8 +172,8 @@ class Observation(TypedDict):
 
 
 class PromptSource(Protocol):
-    async def prompt(self, reference: str) -> PromptTemplate:
-        """The version that a reference names now.
+    async def prompt(self, reference: str) -> PromptChoice:
+        """The version, or versions, that a reference names now.
 
         Raises:
             InputError: no such prompt, version or alias.
@@ -126,9 +182,51 @@ class PromptSource(Protocol):
         ...
 
 
+class PromptStore(Protocol):
+    """Prompts as people work on them. Every method raises UnavailableError where the store cannot be asked now."""
+
+    async def prompt_versions(self, reference: str | None) -> Sequence[PromptVersion]:
+        """The version that a reference names; None for every version of every prompt.
+
+        Raises:
+            InputError: no such prompt, version or label.
+        """
+        ...
+
+    async def prompt_labels(self, name: str | None) -> Sequence[PromptLabel]:
+        """The labels of a prompt, or of all; none for a prompt that does not exist."""
+        ...
+
+    async def put_prompt(self, draft: PromptDraft) -> PromptVersion:
+        """The version that says this, made if there is none.
+
+        Raises:
+            InputError: the name cannot be one, or a placeholder is malformed.
+        """
+        ...
+
+    async def change_label(self, change: LabelChange) -> PromptLabel | None:
+        """Write an event and return the label as it is now; None for one that names nothing.
+
+        Raises:
+            NotFoundError: no such prompt, version or label, or nothing to go back to.
+            InputError: the label cannot be one, or a share is not above zero.
+            GateRefusedError: the label is protected, and the evidence does not say to promote.
+        """
+        ...
+
+
 class OutputSink(Protocol):
     async def put_outputs(self, outputs: Sequence[OutputRecord]) -> None:
         """Keep outputs; putting one twice keeps it once."""
+        ...
+
+    async def output(self, output_id: str) -> OutputRecord:
+        """An output that is kept.
+
+        Raises:
+            NotFoundError: there is none of that id.
+        """
         ...
 
 
@@ -175,6 +273,7 @@ class Ports:
     """Everything that a gateway is bound to."""
 
     prompts: PromptSource | None = None
+    store: PromptStore | None = None
     outputs: OutputSink | None = None
     feedback: FeedbackSink | None = None
     keys: KeyRing | None = None

@@ -1,8 +1,10 @@
-"""Prompts in the gateway: resolved at most a second ago, rendered without surprises.
+"""Prompts in the gateway: resolved at most a second ago, chosen the same way for the same person, rendered without
+surprises.
 
-A version never changes, so it is kept; an alias moves, so its resolution is kept for a second, and a deleted alias is
-gone as soon. While the source cannot be asked, the last resolution goes on being served and is counted. Rejected: the
-minute that other prompt stores cache labels for.
+A version never changes, so it is kept; a label moves, so its resolution is kept for a second, and a deleted label is
+gone as soon. While the source cannot be asked, or takes longer than half a second, the last resolution goes on being
+served and is counted: a registry that hangs slows nobody down. Each reference is asked for once at a time, whoever
+waits. Rejected: the minute that other prompt stores cache labels for, and a lock that lets each waiter ask anew.
 """
 
 import asyncio
@@ -10,70 +12,136 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from llmray.errors import UnavailableError
+from pydantic import ValidationError
+
+from llmray.errors import InputError, UnavailableError
 from llmray.reference import parse_reference
 from llmray.serve.engine import ChatMessage, RequestRefusedError
-from llmray.serve.ports import PromptSource, PromptTemplate
+from llmray.serve.ports import PromptChoice, PromptDraft, PromptSource, PromptTemplate
+from llmray.serve.protocol import ChatRequest
+from llmray.serve.variants import pick
 
 _MARK = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}")
 """A brace written twice, or a placeholder."""
 _CAPACITY = 1024
+SETTINGS = frozenset(
+    ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed", "presence_penalty", "frequency_penalty")
+)
+"""What a prompt may set for requests that do not."""
 
 
 @dataclass(slots=True)
 class _Kept:
-    prompt: PromptTemplate
-    at: float
+    choice: PromptChoice
+    asked_at: float
     moves: bool
+    stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    task: asyncio.Task[PromptChoice]
+    since: float
 
 
 class PromptCache:
-    def __init__(self, source: PromptSource, *, clock: Callable[[], float], alias_ttl_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        source: PromptSource,
+        *,
+        clock: Callable[[], float],
+        alias_ttl_s: float = 1.0,
+        patience_s: float = 0.5,
+    ) -> None:
+        """Ask `source`.
+
+        Args:
+            alias_ttl_s: how long what a label names is taken as known.
+            patience_s: how long a request waits for the source where an older resolution is at hand.
+        """
         self.stale = 0
         """Answers given from an older resolution because the source was away."""
         self._source = source
         self._clock = clock
         self._alias_ttl_s = alias_ttl_s
+        self._patience_s = patience_s
         self._kept: dict[str, _Kept] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._asking: dict[str, _Asking] = {}
 
-    async def get(self, reference: str) -> PromptTemplate:
-        """The prompt that a reference names.
+    async def get(self, reference: str, key: str) -> PromptTemplate:
+        """The version that a reference names; of a split label, the one that `key` falls on.
 
         Raises:
             InputError: no such prompt, version or alias, or the text is no reference.
             UnavailableError: never resolved before, and the source cannot be asked now.
         """
-        moves = parse_reference(reference).alias is not None
-        if kept := self._fresh(reference):
-            return kept.prompt
-        async with self._locks.setdefault(reference, asyncio.Lock()):
-            if kept := self._fresh(reference):
-                return kept.prompt
-            asked_at = self._clock()
-            try:
-                prompt = await self._source.prompt(reference)
-            except UnavailableError:
-                if reference not in self._kept:
-                    raise
-                self.stale += 1
-                return self._kept[reference].prompt
-            except Exception:
-                self._kept.pop(reference, None)
-                self._locks.pop(reference, None)
-                raise
-            if len(self._kept) >= _CAPACITY:
-                oldest = next(iter(self._kept))
-                del self._kept[oldest]
-                self._locks.pop(oldest, None)
-            self._kept[reference] = _Kept(prompt, asked_at, moves)
-            return prompt
+        versions = (await self._choice(reference)).versions
+        if len(versions) == 1:
+            return versions[0][0]
+        return pick(versions, key=f"{versions[-1][0].digest}:{key}")
 
-    def _fresh(self, reference: str) -> _Kept | None:
+    async def _choice(self, reference: str) -> PromptChoice:
         kept = self._kept.get(reference)
-        if kept is None or (kept.moves and self._clock() - kept.at >= self._alias_ttl_s):
-            return None
-        return kept
+        if kept is None:
+            return await asyncio.shield(self._ask(reference).task)
+        if not kept.moves or self._clock() - kept.asked_at < self._alias_ttl_s:
+            self.stale += kept.stale
+            return kept.choice
+        asking = self._ask(reference)
+        patience_s = self._patience_s - (self._clock() - asking.since)
+        try:
+            return await asyncio.wait_for(asyncio.shield(asking.task), patience_s)
+        except (TimeoutError, UnavailableError):
+            self.stale += 1
+            return kept.choice
+
+    def _ask(self, reference: str) -> _Asking:
+        """The question to the source that is under way, or a new one."""
+        moves = parse_reference(reference).alias is not None
+        if (asking := self._asking.get(reference)) is None:
+            since = self._clock()
+            task = asyncio.get_running_loop().create_task(self._resolve(reference, since, moves))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be waiting any more
+            asking = self._asking[reference] = _Asking(task, since)
+        return asking
+
+    async def _resolve(self, reference: str, since: float, moves: bool) -> PromptChoice:
+        try:
+            choice = await self._source.prompt(reference)
+        except UnavailableError:
+            if (kept := self._kept.get(reference)) is not None:
+                kept.asked_at, kept.stale = since, True
+            raise
+        except Exception:
+            self._kept.pop(reference, None)
+            raise
+        finally:
+            del self._asking[reference]
+        if len(self._kept) >= _CAPACITY and reference not in self._kept:
+            del self._kept[next(iter(self._kept))]
+        self._kept[reference] = _Kept(choice, since, moves)
+        return choice
+
+
+def check_draft(draft: PromptDraft) -> None:
+    """Refuse a prompt that no request could be answered with.
+
+    Raises:
+        InputError: a role that chats do not have, or a setting that is none, or that no request may have.
+    """
+    for message in draft.messages:
+        if message.get("role") not in ("system", "user", "assistant"):
+            raise InputError(f"role {message.get('role')!r} of a prompt's message must be system, user or assistant")
+    if unknown := sorted(set(draft.settings) - SETTINGS):
+        raise InputError(f"a prompt has no settings {unknown}: it may have {', '.join(sorted(SETTINGS))}")
+    asking = {"model": "any", "messages": [{"role": "user", "content": "any"}]}
+    try:
+        ChatRequest.model_validate({**asking, **draft.settings})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise InputError(f"settings.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except RequestRefusedError as error:
+        raise InputError(f"settings: {error}") from error
 
 
 def render(prompt: PromptTemplate, variables: Mapping[str, str]) -> list[ChatMessage]:

@@ -21,7 +21,17 @@ from llmray.errors import LLMRayError, UnavailableError
 from llmray.serve.answer import Gateway
 from llmray.serve.engine import Engine, EngineRequest, TokenEvent
 from llmray.serve.gateway import create_app
-from llmray.serve.ports import FeedbackRecord, Observation, OutputRecord, Ports, PromptTemplate
+from llmray.serve.ports import (
+    FeedbackRecord,
+    LabelChange,
+    Observation,
+    OutputRecord,
+    Ports,
+    PromptChoice,
+    PromptDraft,
+    PromptLabel,
+    PromptVersion,
+)
 from llmray.serve.protocol import ApiError
 from llmray.serve.variants import GatewayConfig
 
@@ -42,7 +52,7 @@ class GatewayReplica:
         ports = Ports()
         if registry_app is not None:
             bridge = BridgePorts(registry_app)
-            ports = Ports(prompts=bridge, outputs=bridge, feedback=bridge)
+            ports = Ports(prompts=bridge, store=bridge, outputs=bridge, feedback=bridge)
         self.core = Gateway(ports, backend=_cached(ModelBackend), watcher=_cached(MonitorWatcher))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -151,7 +161,7 @@ class MonitorWatcher:
 
 
 class BridgePorts:
-    """The registry application as prompt source and sinks."""
+    """The registry application as prompt source, prompt store and sinks."""
 
     def __init__(self, app: str) -> None:
         self._app = app
@@ -163,8 +173,23 @@ class BridgePorts:
             self._made = serve.get_deployment_handle(REGISTRY, self._app)
         return self._made
 
-    async def prompt(self, reference: str) -> PromptTemplate:
+    async def prompt(self, reference: str) -> PromptChoice:
         return await self._call("prompt", reference)
+
+    async def prompt_versions(self, reference: str | None) -> Sequence[PromptVersion]:
+        return await self._call("prompt_versions", reference)
+
+    async def prompt_labels(self, name: str | None) -> Sequence[PromptLabel]:
+        return await self._call("prompt_labels", name)
+
+    async def put_prompt(self, draft: PromptDraft) -> PromptVersion:
+        return await self._call("put_prompt", draft)
+
+    async def change_label(self, change: LabelChange) -> PromptLabel | None:
+        return await self._call("change_label", change)
+
+    async def output(self, output_id: str) -> OutputRecord:
+        return await self._call("output", output_id)
 
     async def put_outputs(self, outputs: Sequence[OutputRecord]) -> None:
         await self._call("put_outputs", list(outputs))

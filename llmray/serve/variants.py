@@ -6,11 +6,13 @@ random draw for each request (a conversation would change its model in the middl
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from llmray.digest import fraction_of
+
+Item = TypeVar("Item")
 
 
 class Variant(BaseModel):
@@ -86,10 +88,17 @@ class GatewayConfig(BaseModel):
 
 def choose(variants: Sequence[Variant], key: str) -> Variant:
     """The variant that serves `key`."""
-    newest = variants[-1]
-    point = fraction_of(f"{newest.digest}:{key}") * sum(variant.weight for variant in variants)
-    for variant in reversed(variants):
-        if point < variant.weight:
-            return variant
-        point -= variant.weight
-    return next(variant for variant in variants if variant.weight > 0)
+    return pick([(variant, variant.weight) for variant in variants], key=f"{variants[-1].digest}:{key}")
+
+
+def pick(weighted: Sequence[tuple[Item, float]], *, key: str) -> Item:
+    """The same one for the same key; each as often, over many keys, as its weight says.
+
+    The last one has the first part of the range, so that nobody leaves it while its weight grows.
+    """
+    point = fraction_of(key) * sum(weight for _, weight in weighted)
+    for item, weight in reversed(weighted):
+        if point < weight:
+            return item
+        point -= weight
+    return next(item for item, weight in weighted if weight > 0)

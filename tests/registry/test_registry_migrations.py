@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -86,6 +87,27 @@ def test_alias_events_cannot_be_changed(registry: Registry, url: str, change: st
         connection.exec_driver_sql(change)
     engine.dispose()
     assert registry.alias_events("ask", "latest") == before != []
+
+
+def test_events_from_before_labels_could_be_split_are_still_there(url: str) -> None:
+    engine = sa.create_engine(parse_url(url))
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__path__[0])))
+    config.set_main_option("path_separator", "os")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        connection.exec_driver_sql("INSERT INTO names VALUES ('model', 'chat', '2026-01-31 12:00:00+00:00')")
+        connection.exec_driver_sql(
+            "INSERT INTO alias_events (seq, kind, name, alias, type, digest, actor, reason, at) VALUES "
+            "(7, 'model', 'chat', 'best', 'move', 'abc', 'ada', 'won', '2026-01-31 12:00:00+00:00')"
+        )
+    with Registry.open(url) as registry:
+        [event] = registry.alias_events("chat", "best")
+        assert (event.seq, event.digest, event.weights, event.previous) == (7, "abc", None, None)
+    with pytest.raises(sa.exc.IntegrityError, match="append-only"), engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM alias_events")
+    engine.dispose()
 
 
 def _set_revision(url: str, revision: str) -> None:

@@ -2,13 +2,24 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from llmray.errors import NotFoundError, UnavailableError
 from llmray.serve.answer import Gateway
 from llmray.serve.echo_engine import EchoEngine
 from llmray.serve.engine import EngineRequest, TokenEvent
-from llmray.serve.ports import FeedbackRecord, Observation, OutputRecord, Ports, PromptTemplate
+from llmray.serve.ports import (
+    FeedbackRecord,
+    Observation,
+    OutputRecord,
+    Ports,
+    PromptChoice,
+    PromptLabel,
+    PromptTemplate,
+    PromptVersion,
+)
 from llmray.serve.variants import GatewayConfig, Variant
 
 ASK = PromptTemplate(
@@ -24,25 +35,42 @@ ASK = PromptTemplate(
 )
 
 
+MADE = datetime(2026, 1, 31, tzinfo=UTC)
+
+
 class MemoryRegistry:
     def __init__(self) -> None:
-        self.prompts = {"ask@production": ASK, "ask:2": ASK}
+        self.prompts = {name: PromptChoice(versions=[(ASK, 1.0)]) for name in ("ask@production", "ask:2")}
         self.outputs: dict[str, OutputRecord] = {}
         self.feedback: list[FeedbackRecord] = []
         self.up = True
         self.asked = 0
 
-    async def prompt(self, reference: str) -> PromptTemplate:
+    async def prompt(self, reference: str) -> PromptChoice:
         self.asked += 1
         self._check()
         if reference not in self.prompts:
             raise NotFoundError(f"there is no prompt {reference}: there are {sorted(self.prompts)}")
         return self.prompts[reference]
 
+    async def prompt_versions(self, reference: str | None) -> Sequence[PromptVersion]:
+        names = self.prompts if reference is None else [reference]
+        found = {id(one): one for name in names for one, _ in (await self.prompt(name)).versions}
+        return [PromptVersion(**asdict(one), message="", author="ada", created_at=MADE) for one in found.values()]
+
+    async def prompt_labels(self, name: str | None) -> Sequence[PromptLabel]:
+        return [PromptLabel(name="ask", label="production", versions={"2": 1}, protected=False, updated_at=MADE)]
+
     async def put_outputs(self, outputs: Sequence[OutputRecord]) -> None:
         self._check()
         for output in outputs:
             self.outputs.setdefault(output.id, output)
+
+    async def output(self, output_id: str) -> OutputRecord:
+        self._check()
+        if output_id not in self.outputs:
+            raise NotFoundError(f"there is no output {output_id}")
+        return self.outputs[output_id]
 
     async def put_feedback(self, feedback: FeedbackRecord) -> None:
         self._check()
@@ -101,12 +129,12 @@ class SlowEngine(EchoEngine):
 class Bench:
     """A gateway over ports in memory, with the engine `stable` and, by weight, `canary`."""
 
-    def __init__(self, *, canary_weight: float = 0.0, **engines: EchoEngine) -> None:
-        self.registry, self.monitor = MemoryRegistry(), MemoryMonitor()
+    def __init__(self, *, canary_weight: float = 0.0, registry: Any = None, **engines: EchoEngine) -> None:
+        self.registry, self.monitor = registry or MemoryRegistry(), MemoryMonitor()
         self.engines = {"stable": EchoEngine(), **engines}
         numbers = iter(range(1, 10_000))
         self.gateway = Gateway(
-            Ports(prompts=self.registry, outputs=self.registry, feedback=self.registry),
+            Ports(prompts=self.registry, store=self.registry, outputs=self.registry, feedback=self.registry),
             backend=lambda app: self.engines[app],
             watcher=lambda app: self.monitor,
             new_id=lambda: f"out{next(numbers)}",

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_ports import ASK, MemoryRegistry
 from pydantic import ValidationError
 
-from llmray.errors import ConfigError, InputError, NotFoundError, UnavailableError
+from llmray.errors import ConfigError, InputError, UnavailableError
 from llmray.serve.detokenize import Detokenizer, StopText
 from llmray.serve.outbox import Outbox
-from llmray.serve.prompts import PromptCache
 from llmray.serve.rollout import Advance, Counted, Hold, RollBack, RolloutPolicy, RolloutState, decide, error_excess
 from llmray.serve.variants import GatewayConfig, Variant, choose
 
@@ -77,39 +75,6 @@ def test_stop_text_never_shows(text: str, stops: Sequence[str], data: st.DataObj
     assert text.startswith(shown)
     if not any(each in text for each in stops):
         assert shown == text
-
-
-def test_alias_is_asked_again_after_a_second_and_a_version_never() -> None:
-    async def scenario() -> None:
-        registry, now = MemoryRegistry(), [0.0]
-        cache = PromptCache(registry, clock=lambda: now[0])
-        assert await cache.get("ask@production") is ASK
-        now[0] = 0.9
-        await asyncio.gather(*(cache.get("ask@production") for _ in range(20)))
-        assert registry.asked == 1
-        now[0] = 1.0
-        await asyncio.gather(*(cache.get("ask@production") for _ in range(20)))
-        assert registry.asked == 2
-        await cache.get("ask:2")
-        now[0] = 1e6
-        await cache.get("ask:2")
-        assert registry.asked == 3
-        registry.up = False
-        assert await cache.get("ask@production") is ASK
-        assert cache.stale == 1
-        with pytest.raises(UnavailableError):
-            await cache.get("ask@unknown")
-        registry.up = True
-        del registry.prompts["ask@production"]
-        with pytest.raises(NotFoundError):
-            await cache.get("ask@production")
-        registry.up = False  # gone once, it is not served from memory again
-        with pytest.raises(UnavailableError):
-            await cache.get("ask@production")
-        with pytest.raises(InputError):
-            await cache.get("ask")
-
-    asyncio.run(scenario())
 
 
 def test_outbox_batches_keeps_order_and_empties_on_close() -> None:

@@ -1,0 +1,214 @@
+"""Prompts over HTTP: list, show and make versions; move, split, roll back, protect and delete labels.
+
+What is written here is written to the registry's event log, and every gateway serves it within two seconds. Names in
+the path that nothing goes by are 404; a body that says nothing possible is 400; a protected label that is moved without
+a gate's evidence is 409. Rejected: PUT of a label (a move is an event with a reason, not a state to overwrite).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from llmray.errors import GateRefusedError, InputError, NotFoundError, UnavailableError
+from llmray.reference import check_name
+from llmray.serve.answer import Gateway
+from llmray.serve.engine import RequestRefusedError
+from llmray.serve.ports import LabelChange, PromptDraft, PromptLabel, PromptStore, PromptVersion
+from llmray.serve.protocol import ApiError, parse
+
+_Line = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+_Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Version = Annotated[str, StringConstraints(min_length=1, max_length=210)]
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The body, or a field of it, is wrong"},
+    404: {"description": "Nothing goes by this name"},
+    409: {"description": "The label is protected, and the evidence does not say to promote"},
+    413: {"description": "The body is too long"},
+    501: {"description": "This gateway has no registry"},
+    503: {"description": "The registry cannot be asked now"},
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NewPrompt(_Strict):
+    name: str
+    messages: Annotated[list[dict[Literal["role", "content"], str]], Field(min_length=1, max_length=256)]
+    """`{variable}` marks where a value goes, `{{` and `}}` are braces."""
+    settings: dict[str, Any] = {}
+    """Sampling defaults: temperature, top_p, top_k, max_tokens, stop, seed, penalties."""
+    message: Annotated[str, StringConstraints(max_length=10_000)] = ""
+    """Why this version is made."""
+    author: _Line = "user"
+
+
+class _Said(_Strict):
+    actor: _Line = "user"
+    reason: Annotated[str, StringConstraints(max_length=10_000)] = ""
+    """Kept with the event."""
+
+
+class LabelMove(_Said):
+    version: Annotated[int, Field(ge=1, strict=True)] | _Version | None = None
+    """Number of the version, or a reference to it: `ask-docs@staging`."""
+    versions: Annotated[dict[_Version, _Weight], Field(min_length=1, max_length=64)] | None = None
+    """Or several, with their shares of the traffic, relative to one another."""
+    evidence: dict[str, Any] | None = None
+    """A gate's verdict; a protected label moves only if its `decision` is `promote`."""
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "LabelMove":
+        if (self.version is None) == (self.versions is None):
+            raise RequestRefusedError("send version, or versions with their weights", "version", "invalid_value")
+        return self
+
+
+class LabelRollback(_Said):
+    pass
+
+
+class LabelProtection(_Said):
+    protected: bool
+
+
+def add_prompt_routes(app: FastAPI, gateway: Gateway) -> None:
+    """Add `/v1/prompts` and what is below it."""
+    _add_versions(app, gateway)
+    _add_labels(app, gateway)
+
+
+def _add_versions(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/v1/prompts", responses=_problems(400, 501, 503))
+    async def prompts() -> Response:
+        store = _store(gateway)
+        with _Errors():
+            versions, labels = await store.prompt_versions(None), await store.prompt_labels(None)
+        data = [_shown(version, labels) for version in versions]
+        return _json({"object": "list", "data": data, "labels": list(labels)})
+
+    @app.get("/v1/prompts/{reference}", responses=_problems(404, 501, 503))
+    async def prompt(reference: str) -> Response:
+        store = _store(gateway)
+        with _Errors(wrong=404):
+            [version] = await store.prompt_versions(reference)
+            return _json(_shown(version, await store.prompt_labels(version.name)))
+
+    @app.post("/v1/prompts", openapi_extra=_body(NewPrompt), responses=_problems(400, 413, 501, 503))
+    async def create(request: Request) -> Response:
+        store, body = _store(gateway), parse(NewPrompt, await request.body())
+        with _Errors():
+            version = await store.put_prompt(
+                PromptDraft(
+                    name=body.name,
+                    messages=[{str(part): text for part, text in message.items()} for message in body.messages],
+                    settings=body.settings,
+                    message=body.message,
+                    author=body.author,
+                )
+            )
+            return _json(_shown(version, await store.prompt_labels(version.name)))
+
+
+def _add_labels(app: FastAPI, gateway: Gateway) -> None:
+    path = "/v1/prompts/{name}/labels/{label}"
+
+    @app.post(path, openapi_extra=_body(LabelMove), responses=_problems(400, 404, 409, 413, 501, 503))
+    async def move(name: str, label: str, request: Request) -> Response:
+        body = parse(LabelMove, await request.body())
+        versions = body.versions or {str(body.version): 1.0}
+        change = LabelChange(
+            type="move",
+            name=name,
+            label=label,
+            versions=versions,
+            actor=body.actor,
+            reason=body.reason,
+            evidence=body.evidence,
+        )
+        return await _changed(gateway, change)
+
+    @app.delete(path, responses=_problems(400, 404, 409, 501, 503))
+    async def delete(name: str, label: str, actor: str = "user", reason: str = "") -> Response:
+        change = LabelChange(type="delete", name=name, label=label, actor=actor, reason=reason)
+        return await _changed(gateway, change)
+
+    @app.post(
+        f"{path}/rollback",
+        openapi_extra=_body(LabelRollback, required=False),
+        responses=_problems(400, 404, 413, 501, 503),
+    )
+    async def rollback(name: str, label: str, request: Request) -> Response:
+        body = parse(LabelRollback, await request.body() or b"{}")
+        change = LabelChange(type="rollback", name=name, label=label, actor=body.actor, reason=body.reason)
+        return await _changed(gateway, change)
+
+    @app.post(f"{path}/protection", openapi_extra=_body(LabelProtection), responses=_problems(400, 404, 413, 501, 503))
+    async def protect(name: str, label: str, request: Request) -> Response:
+        body = parse(LabelProtection, await request.body())
+        kind: Literal["protect", "unprotect"] = "protect" if body.protected else "unprotect"
+        change = LabelChange(type=kind, name=name, label=label, actor=body.actor, reason=body.reason)
+        return await _changed(gateway, change)
+
+
+async def _changed(gateway: Gateway, change: LabelChange) -> Response:
+    store = _store(gateway)
+    with _Errors(wrong=404):
+        check_name(change.name)
+    with _Errors():
+        now = await store.change_label(change)
+    nothing = {"name": change.name, "label": change.label, "versions": {}}
+    return _json({"object": "prompt.label", **(nothing if now is None else asdict(now))})
+
+
+class _Errors:
+    """The registry's errors as HTTP knows them; `wrong` is the status of what is wrong rather than missing."""
+
+    def __init__(self, wrong: int = 400) -> None:
+        self._wrong = wrong
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        match error:
+            case NotFoundError():
+                raise ApiError(404, str(error), code="prompt_not_found") from error
+            case InputError():
+                code = "prompt_not_found" if self._wrong == 404 else "invalid_value"
+                raise ApiError(self._wrong, str(error), code=code) from error
+            case GateRefusedError():
+                raise ApiError(409, str(error), param="evidence", code="gate_refused") from error
+            case UnavailableError():
+                raise ApiError(503, str(error), code="registry_unavailable", retry_after_s=1.0) from error
+
+
+def _store(gateway: Gateway) -> PromptStore:
+    if gateway.ports.store is None:
+        raise ApiError(501, "this gateway has no prompts: bind it to a registry", code="no_prompts")
+    return gateway.ports.store
+
+
+def _shown(version: PromptVersion, labels: Sequence[PromptLabel]) -> dict[str, Any]:
+    there = [one.label for one in labels if one.name == version.name and str(version.version) in one.versions]
+    names = ("name", "version", "digest", "messages", "variables", "settings", "message", "author", "created_at")
+    return {"object": "prompt", **{name: getattr(version, name) for name in names}, "labels": there}
+
+
+def _json(value: Mapping[str, Any]) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")
+
+
+def _body(model: type[BaseModel], required: bool = True) -> dict[str, Any]:
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"required": required, "content": content}}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: _PROBLEMS[status] for status in statuses}
