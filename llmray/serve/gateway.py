@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from llmray.errors import LLMRayError
-from llmray.serve.answer import Answer, Gateway
+from llmray.serve.answer import Answer
+from llmray.serve.core import Gateway
 from llmray.serve.prompt_routes import add_prompt_routes
 from llmray.serve.protocol import ApiError, ChatRequest, CompletionRequest, FeedbackRequest, parse
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from llmray.errors import GateRefusedError, InputError, NotFoundError, UnavailableError
 from llmray.reference import check_name
-from llmray.serve.answer import Gateway
+from llmray.serve.core import Gateway
 from llmray.serve.engine import RequestRefusedError
 from llmray.serve.ports import LabelChange, PromptDraft, PromptLabel, PromptStore, PromptVersion
 from llmray.serve.protocol import ApiError, parse

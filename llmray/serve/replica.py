@@ -1,7 +1,7 @@
 """The Ray shell: gateway and model as Serve deployments, and deployment handles as ports.
 
 The model replica sends events in lists: whatever was generated while the last list was under way, so a slow reader
-costs no extra calls and the first token leaves at once. The gateway's answers, prompts and records are in `answer`.
+costs no extra calls and the first token leaves at once. The gateway itself is `core`.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from llmray.errors import LLMRayError, UnavailableError
-from llmray.serve.answer import Gateway
+from llmray.serve.core import Gateway
 from llmray.serve.engine import Engine, EngineRequest, TokenEvent
 from llmray.serve.gateway import create_app
 from llmray.serve.ports import (

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llmray.errors import NotFoundError, UnavailableError
-from llmray.serve.answer import Gateway
+from llmray.serve.core import Gateway
 from llmray.serve.echo_engine import EchoEngine
 from llmray.serve.engine import EngineRequest, TokenEvent
 from llmray.serve.ports import (
