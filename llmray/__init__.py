@@ -40,6 +40,14 @@ if TYPE_CHECKING:
         tune,
         watch,
     )
+    from llmray.flow.prompts import (  # noqa: F401
+        delete_label,
+        label_prompt,
+        prompt,
+        protect_label,
+        put_prompt,
+        rollback_label,
+    )
     from llmray.flow.run import open_run as open_run
     from llmray.flow.stages.evaluate import EvaluateConfig as EvaluateConfig
     from llmray.flow.stages.serve import ServeConfig as ServeConfig
@@ -71,14 +79,20 @@ _HOMES = {
     "as_model": "llmray.flow.operations",
     "base_model": "llmray.flow.operations",
     "curate": "llmray.flow.operations",
+    "delete_label": "llmray.flow.prompts",
     "deploy": "llmray.flow.operations",
     "diff": "llmray.flow.operations",
     "evaluate": "llmray.flow.operations",
     "finetune": "llmray.flow.operations",
+    "label_prompt": "llmray.flow.prompts",
     "lifecycle": "llmray.flow.lifecycle:run",
     "open_run": "llmray.flow.run",
     "promote": "llmray.flow.operations",
+    "prompt": "llmray.flow.prompts",
+    "protect_label": "llmray.flow.prompts",
+    "put_prompt": "llmray.flow.prompts",
     "roll_out": "llmray.flow.operations",
+    "rollback_label": "llmray.flow.prompts",
     "step": "llmray.flow.step",
     "tune": "llmray.flow.operations",
     "watch": "llmray.flow.operations",

@@ -19,12 +19,12 @@ from typing import Any, NoReturn
 
 from llmray import console
 from llmray.errors import ConfigError, InputError, LLMRayError, NotFoundError
-from llmray.flow.run import mark_lost
+from llmray.flow.run import acting, mark_lost
 from llmray.prices import price_list
 from llmray.reference import parse_reference
 from llmray.registry.differences import differing_fields, differing_rows, differing_text, why_again
 from llmray.registry.pedigree import name_of, pedigree
-from llmray.registry.records import ArtifactRecord, PromptRecord
+from llmray.registry.records import AliasEvent, AliasRecord, ArtifactRecord, PromptRecord
 from llmray.registry.registry import Registry
 
 
@@ -178,31 +178,6 @@ def feedback(registry: Registry, arguments: argparse.Namespace) -> Answer:
     return Answer(value=found, text=_table("at output kind value source rule", rows, "no feedback"))
 
 
-def prompts(registry: Registry, arguments: argparse.Namespace) -> Answer:
-    """Versions of prompts, and which labels point at them."""
-    found = registry.prompts(arguments.name)
-    if arguments.name is not None and not found:
-        registry.prompt(f"{arguments.name}@latest")  # says what there is
-    labels: dict[tuple[str, str], list[str]] = {}
-    for one in registry.aliases(kind="prompt"):
-        labels.setdefault((one.name, one.digest), []).append(one.alias)
-    rows = [
-        [
-            one.name,
-            one.version,
-            ", ".join(labels.get((one.name, one.digest), [])),
-            one.digest[:12],
-            one.author,
-            one.message,
-        ]
-        for one in found
-    ]
-    text = _table("prompt version labels digest author message", rows, "no prompts yet")
-    if arguments.name is not None:
-        text += "".join(f"\n\n[{part['role']}]\n{part['content']}" for part in found[0].messages)
-    return Answer(value=found, text=text)
-
-
 def outputs(registry: Registry, arguments: argparse.Namespace) -> Answer:
     """One answer with all that made it, or the newest ones."""
     if arguments.id is None:
@@ -217,6 +192,8 @@ def outputs(registry: Registry, arguments: argparse.Namespace) -> Answer:
         raise NotFoundError(f"there is no output {arguments.id}: see llmray outputs")
     said = registry.feedback(output_id=output.id)
     names = {"model_digest": name_of(registry, output.model_digest)}
+    if output.prompt_digest is not None:
+        names["prompt_digest"] = name_of(registry, output.prompt_digest)
     rows = [
         [field.name, names.get(field.name) or _short(getattr(output, field.name), 200)]
         for field in dataclasses.fields(output)
@@ -232,13 +209,13 @@ def aliases(registry: Registry, arguments: argparse.Namespace) -> Answer:
         known = ", ".join(sorted({one.name for one in registry.aliases()})) or "none yet"
         raise NotFoundError(f"{arguments.name} has no alias; names that have: {known}")
     events = [event for one in found for event in registry.alias_events(one.name, one.alias, one.kind)]
-    now = [[f"{one.name}@{one.alias}", name_of(registry, one.digest), _time(one.updated_at)] for one in found]
+    now = [[f"{one.name}@{one.alias}", _named(registry, one), _time(one.updated_at)] for one in found]
     moves = [
         [
             _time(one.at),
             f"{one.kind} {one.name}@{one.alias}",
             one.type,
-            name_of(registry, one.digest),
+            _named(registry, one),
             one.actor,
             one.reason,
         ]
@@ -254,6 +231,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from llmray import cli_prompts  # which needs this module
+
     parser = _Parser(prog="llmray", description="Look at what llmray has made, promote it, and roll it back.")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print the answer as JSON")
@@ -290,7 +269,8 @@ def _parser() -> argparse.ArgumentParser:
     said = add("feedback", feedback)
     said.add_argument("--output", help="only on this output")
     said.add_argument("--source", help="only from this source")
-    add("prompts", prompts).add_argument("name", nargs="?")
+    prompts = commands.add_parser("prompts", help="Versions of prompts, and labels that point at them.")
+    cli_prompts.add_commands(add, prompts.add_subparsers(required=True, metavar="COMMAND"))
     add("outputs", outputs).add_argument("id", nargs="?")
     add("aliases", aliases).add_argument("name")
     for name in ("runs", "alarms", "feedback", "outputs"):
@@ -312,8 +292,14 @@ def _artifact_or_prompt(registry: Registry, reference: str, kind: str | None) ->
             raise missing from None
 
 
+def _named(registry: Registry, one: AliasRecord | AliasEvent) -> str:
+    if not one.weights:
+        return name_of(registry, one.digest)
+    return ", ".join(f"{name_of(registry, digest)} by {weight:g}" for digest, weight in one.weights.items())
+
+
 def _actor() -> str:
-    return os.environ.get("LLMRAY_ACTOR") or os.environ.get("USER") or f"uid-{os.getuid()}"
+    return acting()
 
 
 def _count(text: str) -> int:

@@ -139,6 +139,33 @@ def test_rollback_is_an_event(says: Callable[..., str], call: Callable[..., Any]
     assert "nothing to go back to" in err
 
 
+def test_prompts_from_a_file_to_a_split_and_back(
+    says: Callable[..., str], call: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "ask.yaml"
+    file.write_text("messages: [{role: user, content: 'Tell me of {x}.'}]\nsettings: {temperature: 0}\n")
+    assert says("prompts", "create", "ask", "--file", str(file), "--message", "warmer").startswith("ask:3 ")
+    assert says("prompts", "create", "ask", "--user", "What is {x}?").startswith("ask:1 ")
+    assert says("prompts", "show", "ask:3").endswith("[user]\nTell me of {x}.\n")
+    assert "+temperature = 0" in says("prompts", "diff", "ask:1", "ask:3")
+    says("prompts", "label", "ask@production", "1")
+    said = says("prompts", "label", "ask@production", "1=90", "3=10", "--reason", "try it")
+    assert said == "ask@production names ask:1 90%, ask:3 10% now; it was ask:1\n"
+    assert "production 90%" in says("prompts", "list", "ask")
+    assert says("prompts", "rollback", "ask@production") == "ask@production names ask:1 now; it was ask:1\n"
+    says("prompts", "protect", "ask@production")
+    assert "production*" in says("prompts", "list")
+    assert call("prompts", "label", "ask@production", "3")[0] == 3
+    assert call("prompts", "delete-label", "ask@production")[0] == 3
+    (tmp_path / "verdict.json").write_text('{"decision": "promote"}')
+    says("prompts", "label", "ask@production", "3", "--evidence", str(tmp_path / "verdict.json"))
+    says("prompts", "protect", "ask@production", "--off")
+    assert says("prompts", "delete-label", "ask@production") == "ask@production names nothing now; it was ask:3\n"
+    events = [event["type"] for event in json.loads(says("prompts", "history", "ask@production", "--json"))]
+    assert events == ["move", "move", "rollback", "protect", "move", "unprotect", "delete"]
+    assert call("prompts", "show", "ask@production")[0] == 2
+
+
 def test_small_lists(says: Callable[..., str], llmray_home: Path) -> None:
     assert says("spend").splitlines()[-1].split() == ["total", "120", "0", "0.02"]
     assert says("spend").split()[:6] == ["run", "name", "step", "core_s", "gpu_s", "money"]
@@ -147,8 +174,6 @@ def test_small_lists(says: Callable[..., str], llmray_home: Path) -> None:
     assert "model chat:2" in says("alarms")
     assert "bob" in says("feedback")
     assert says("feedback", "--source", "nobody") == "no feedback\n"
-    assert "latest" in says("prompts")
-    assert says("prompts", "ask").endswith("[user]\nExplain {x}.\n")
     assert "It joins." in says("outputs")
     assert "model chat:2" in says("outputs", "answer-1")
     assert json.loads(says("outputs", "answer-1", "--json"))["feedback"][0]["value"] == {"up": False}
@@ -160,7 +185,7 @@ def test_an_empty_registry_says_so(call: Callable[..., tuple[int, str, str]]) ->
         (("spend",), "nothing spent yet"),
         (("alarms",), "no alarm"),
         (("feedback",), "no feedback"),
-        (("prompts",), "no prompts yet"),
+        (("prompts", "list"), "no prompts yet"),
         (("outputs",), "no outputs yet"),
     ):
         assert call(*argv) == (0, f"{text}\n", "")
@@ -182,7 +207,18 @@ def test_an_empty_registry_says_so(call: Callable[..., tuple[int, str, str]]) ->
         (["outputs", "none"], "there is no output none"),
         (["runs", "none"], "there is no run none"),
         (["runs", "--limit", "0"], "must be a whole number from 1"),
-        (["prompts", "nope"], "there are ask"),
+        (["prompts", "list", "nope"], "there are ask"),
+        (["prompts", "show", "ask:9"], "ask has versions up to 2"),
+        (["prompts", "label", "ask:1", "2"], "is no label"),
+        (["prompts", "label", "ask@production", "1=many"], "write VERSION=WEIGHT"),
+        (["prompts", "label", "ask@production", "1", "1=2"], "the same version"),
+        (["prompts", "label", "ask@production", "9"], "ask has versions up to 2"),
+        (["prompts", "rollback", "ask@production"], "no prompt alias ask@production"),
+        (["prompts", "history", "ask@production"], "there is no label ask@production"),
+        (["prompts", "create", "ask"], "give --file, or the texts"),
+        (["prompts", "create", "ask", "--file", "/nowhere.yaml"], "cannot be read"),
+        (["prompts", "create", "ask", "--user", "{a.b}"], "is no placeholder"),
+        (["prompts", "create", "ask", "--user", "a", "--set", "temperature=hot"], "settings.temperature"),
         (["aliases", "nope"], "names that have: ask, chat, docs"),
         (["dance"], "invalid choice"),
         ([], "required"),

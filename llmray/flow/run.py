@@ -39,6 +39,11 @@ def current_run() -> Run | None:
     return _current.get()
 
 
+def acting() -> str:
+    """Who does what is done here: `$LLMRAY_ACTOR`, or the user of this process."""
+    return os.environ.get("LLMRAY_ACTOR") or os.environ.get("USER") or f"uid-{os.getuid()}"
+
+
 @contextmanager
 def open_run(name: str, *, config: Mapping[str, Any] | None = None, run_id: str | None = None) -> Iterator[Run]:
     """Record a run for the length of a block; inside another run, that one goes on.
@@ -54,7 +59,7 @@ def open_run(name: str, *, config: Mapping[str, Any] | None = None, run_id: str 
         return
     with Registry.open() as registry:
         identity = run_id or os.environ.pop("LLMRAY_RUN_ID", None) or new_run_id()
-        actor = os.environ.get("LLMRAY_ACTOR") or os.environ.get("USER") or f"uid-{os.getuid()}"
+        actor = acting()
         mark_lost(registry)
         registry.start_run(name, config=config or {}, run_id=identity, actor=actor, owner=lease_owner())
         token = _current.set(Run(id=identity, name=name, registry=registry, actor=actor))

@@ -67,8 +67,10 @@ def pedigree(registry: Registry, reference: str) -> Pedigree:
     return _labelled(registry, node, ancestors, descendants)
 
 
-def name_of(registry: Registry, digest: str) -> str:
+def name_of(registry: Registry, digest: str | None) -> str:
     """What people call a digest: kind, name and version, as far as they are known."""
+    if digest is None:
+        return "nothing"
     try:
         record = registry.artifact(digest)
     except InputError:
