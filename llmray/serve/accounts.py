@@ -14,6 +14,8 @@ from typing import Any
 from llmray.serve.metrics import GatewayMetrics
 from llmray.serve.outbox import Outbox
 from llmray.serve.ports import Observation, OutputRecord, OutputSink, Watcher
+from llmray.serve.text_log import kept, text_bytes
+from llmray.serve.variants import TextLog
 
 
 class Accounts:
@@ -22,6 +24,7 @@ class Accounts:
         outputs: OutputSink | None,
         *,
         monitor: Callable[[], Watcher | None],
+        text_log: Callable[[], TextLog] = TextLog,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Count and keep.
@@ -29,13 +32,15 @@ class Accounts:
         Args:
             outputs: the output log; None keeps none.
             monitor: who watches the traffic now.
+            text_log: how much text the log keeps now.
         """
         self.metrics = GatewayMetrics()
         self.now = clock
         """Seconds since the epoch, by this gateway's clock."""
         self._outputs = outputs
         self._monitor = monitor
-        self._log: Outbox[OutputRecord] = Outbox("output log", self._record)
+        self._text_log = text_log
+        self._log: Outbox[OutputRecord] = Outbox("output log", self._record, size=text_bytes)
         self._tap: Outbox[Observation] = Outbox(
             "monitor tap", self._observe, batch=64, timeout_s=5.0, keep_trying=False
         )
@@ -95,6 +100,9 @@ class Accounts:
 
     async def _record(self, batch: Sequence[OutputRecord]) -> None:
         assert self._outputs is not None
+        policy = self._text_log()
+        if policy != TextLog():
+            batch = await asyncio.to_thread(lambda: [kept(record, policy) for record in batch])
         await self._outputs.put_outputs(batch)
 
     async def _observe(self, batch: Sequence[Observation]) -> None:

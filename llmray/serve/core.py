@@ -16,7 +16,8 @@ from llmray.serve.planning import make_plan
 from llmray.serve.ports import Backend, FeedbackRecord, Ports, PromptTemplate, Watcher
 from llmray.serve.prompts import PromptCache
 from llmray.serve.protocol import ApiError, ChatRequest, CompletionRequest, FeedbackRequest, refused
-from llmray.serve.variants import GatewayConfig, choose
+from llmray.serve.text_log import check
+from llmray.serve.variants import GatewayConfig, TextLog, choose
 
 _ATTEMPTS = 3
 
@@ -40,7 +41,7 @@ class Gateway:
             watcher: monitor application to the monitor.
         """
         self.config: GatewayConfig | None = None
-        self.accounts = Accounts(ports.outputs, monitor=self._monitor, clock=clock)
+        self.accounts = Accounts(ports.outputs, monitor=self._monitor, text_log=self._text_log, clock=clock)
         self._ports = ports
         self._backend = backend
         self._watcher = watcher
@@ -53,7 +54,12 @@ class Gateway:
         return self._ports
 
     def configure(self, config: GatewayConfig) -> None:
-        """Take over a configuration; requests under way keep theirs."""
+        """Take over a configuration; requests under way keep theirs.
+
+        Raises:
+            ConfigError: texts are to be masked, and what that needs is not installed.
+        """
+        check(config.text_log)
         self.config = config
 
     def start(self) -> None:
@@ -151,6 +157,9 @@ class Gateway:
                 code="model_not_found",
             )
         return self.config
+
+    def _text_log(self) -> TextLog:
+        return TextLog() if self.config is None else self.config.text_log
 
     def _monitor(self) -> Watcher | None:
         app = None if self.config is None else self.config.monitor_app

@@ -1,7 +1,8 @@
 """A bounded queue from the request path to something slower: never blocks, counts what it drops, empties on a clean
 stop.
 
-The output log and the monitor's tap are both this. A request pays one append. Rejected: awaiting the sink in the
+The output log and the monitor's tap are both this. A request pays one append. The queue is bounded by number and by
+bytes: a few requests of megabytes must not fill the memory while the registry is away. Rejected: awaiting the sink in the
 request, an unbounded queue (memory grows while the sink is away), and a thread (the sink is asynchronous already).
 """
 
@@ -26,7 +27,9 @@ class Outbox(Generic[Item]):
         name: str,
         send: Callable[[Sequence[Item]], Awaitable[None]],
         *,
+        size: Callable[[Item], int] = lambda _: 0,
         capacity: int = 10_000,
+        capacity_bytes: int = 256 << 20,
         batch: int = 256,
         interval_s: float = 0.2,
         timeout_s: float = 10.0,
@@ -36,18 +39,22 @@ class Outbox(Generic[Item]):
 
         Args:
             send: must bear the same batch twice.
+            size: about how many bytes an item takes, where items can be large.
             keep_trying: hold a batch that failed and send it again, until the queue is full; else drop it.
         """
         self.dropped = 0
         """Items that came when the queue was full, or that could not be sent."""
         self._name = name
         self._send = send
+        self._size = size
         self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
         self._batch = batch
         self._interval_s = interval_s
         self._timeout_s = timeout_s
         self._keep_trying = keep_trying
-        self._waiting: deque[Item] = deque()
+        self._waiting: deque[tuple[Item, int]] = deque()
+        self._waiting_bytes = 0
         self._wake = asyncio.Event()
         self._sending = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -58,10 +65,12 @@ class Outbox(Generic[Item]):
 
     def put(self, item: Item) -> None:
         """Queue an item, or count it as dropped."""
-        if len(self._waiting) >= self._capacity:
+        size = self._size(item)
+        if len(self._waiting) >= self._capacity or self._waiting_bytes + size > self._capacity_bytes:
             self.dropped += 1
             return
-        self._waiting.append(item)
+        self._waiting.append((item, size))
+        self._waiting_bytes += size
         self._wake.set()
 
     def start(self) -> None:
@@ -77,18 +86,25 @@ class Outbox(Generic[Item]):
                     break
             self._together = True
 
-    async def close(self) -> None:
-        """Send what is left and stop; what cannot be sent is counted and logged."""
+    async def close(self, patience_s: float = 10.0) -> None:
+        """Send what is left and stop; what could not be sent within `patience_s` is counted and logged."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+        clock = asyncio.get_running_loop().time
+        until, pause_s = clock() + patience_s, self._interval_s
         await self.flush()
+        while self._waiting and clock() + pause_s < until:
+            await asyncio.sleep(pause_s)
+            await self.flush()
+            pause_s *= 2
         if self._waiting:
             self.dropped += len(self._waiting)
             logger.error("%s: %d items could not be sent before the stop", self._name, len(self._waiting))
             self._waiting.clear()
+            self._waiting_bytes = 0
 
     async def _run(self) -> None:
         pause_s = self._interval_s
@@ -104,7 +120,7 @@ class Outbox(Generic[Item]):
                 pause_s = self._interval_s
 
     async def _send_one(self) -> bool:
-        batch = list(islice(self._waiting, self._batch if self._together else 1))
+        batch = [item for item, _ in islice(self._waiting, self._batch if self._together else 1)]
         try:
             await asyncio.wait_for(self._send(batch), self._timeout_s)
         except Exception as error:
@@ -116,5 +132,5 @@ class Outbox(Generic[Item]):
                 return False
             self.dropped += len(batch)
         for _ in batch:
-            self._waiting.popleft()
+            self._waiting_bytes -= self._waiting.popleft()[1]
         return True

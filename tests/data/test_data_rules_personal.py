@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from llmray.data.rows import Row, parse_row
 from llmray.data.rules import Outliers, Personal, build, judge
-from llmray.data.rules.detectors import IBAN_LENGTHS, luhn, mod97
-from llmray.data.rules.personal import KINDS, count, find_personal, mask
+from llmray.data.rules.personal import count, find_personal, mask
+from llmray.detectors import IBAN_LENGTHS, luhn, mod97
 from llmray.errors import ConfigError
+from llmray.personal import KINDS
 
 ALL_IPS = Personal(public_ips_only=False)
 RANDOM = "q7Rk2ZpX9vLm4TbN8sWd3FhJ6yCg1KaE5uQo0iPr"

@@ -127,6 +127,31 @@ def test_outbox_counts_what_it_drops_and_passes_by_what_is_refused() -> None:
     asyncio.run(scenario())
 
 
+def test_outbox_is_bounded_by_bytes_and_waits_for_the_registry_at_the_stop() -> None:
+    async def scenario() -> None:
+        kept: list[str] = []
+        away = [3]
+
+        async def send(batch: Sequence[str]) -> None:
+            if away[0] > 0:
+                away[0] -= 1
+                raise UnavailableError("away")
+            kept.extend(batch)
+
+        box: Outbox[str] = Outbox("test", send, size=len, capacity_bytes=10, interval_s=0.001)
+        for item in ("12345", "1234567", "123"):
+            box.put(item)
+        assert (len(box), box.dropped) == (2, 1)
+        await box.close()
+        assert kept == ["12345", "123"]
+        box.put("1234567890")
+        away[0] = 10**6
+        await box.close(patience_s=0.01)
+        assert (len(box), box.dropped) == (0, 2)
+
+    asyncio.run(scenario())
+
+
 def state(
     requests: int, errors: int, *, at_step: int | None = None, stable: Counted | None = None, alarms: int = 0
 ) -> RolloutState:

@@ -1,33 +1,20 @@
 """Personal data and secrets: count them, put placeholders in their place, or remove the row.
 
-A placeholder names the kind (`<EMAIL>`), the same for every value: what a model learns is that an address stands there.
+What they are and how a placeholder looks is `llmray.personal`: what a model learns is that an address stands there.
 Only where two answers to choose from would become one are values numbered (`<EMAIL_2>`), row by row in order of
-appearance. Masking twice changes nothing more. Rejected: placeholders with a digest of the value, which let anyone who
-guesses a value confirm it, and made-up values, which are somebody's.
+appearance.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import Literal
 
+from llmray import detectors, personal
 from llmray.data.rows import Row
-from llmray.data.rules import detectors
 from llmray.data.rules.rule import Rule
 from llmray.errors import ConfigError
-
-Kind = Literal["private_key", "jwt", "api_key", "secret", "email", "iban", "card", "ip", "phone"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-"""All kinds; where two would start at one place, the one that stands first here."""
-_LOOSE = frozenset('<>(),"')
-
-
-class Match(NamedTuple):
-    """Something found: `text[start:end]`."""
-
-    kind: Kind
-    start: int
-    end: int
+from llmray.personal import KINDS, Kind, Match
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,20 +57,9 @@ def rule(config: Personal) -> Rule:
 
 
 def find_personal(text: str, config: Personal | None = None) -> list[Match]:
-    """What there is in a text, in order, none overlapping another.
-
-    Where something touches what was found, that is hidden and the text looked at again: a telephone number that follows
-    an address without a space shows only then, and masking twice would find it otherwise.
-    """
+    """What there is in a text, in order, none overlapping another."""
     config = config or Personal()
-    everything: list[Match] = []
-    again = True
-    while again and (found := _search(text, config)):
-        apart = _apart(found)
-        everything += apart
-        again = len(apart) < len(found) or any(_touched(text, match) for match in apart)
-        text = _replaced(text, apart, lambda match: "<".ljust(match.end - match.start - 1) + ">")
-    return sorted(everything, key=lambda match: match.start)
+    return personal.find(text, kinds=config.kinds, region=config.region, public_ips_only=config.public_ips_only)
 
 
 def count(row: Row, config: Personal) -> Counter[str]:
@@ -106,40 +82,8 @@ def mask(row: Row, config: Personal) -> tuple[Row, Counter[str]]:
     return masked, counts
 
 
-def _search(text: str, config: Personal) -> list[Match]:
-    found = [Match(kind, *span) for kind in KINDS if kind in config.kinds for span in _FINDERS[kind](text, config)]
-    return sorted(found, key=lambda match: (match.start, KINDS.index(match.kind)))
-
-
-def _apart(found: Sequence[Match]) -> list[Match]:
-    apart: list[Match] = []
-    for match in found:
-        if not apart or match.start >= apart[-1].end:
-            apart.append(match)
-    return apart
-
-
-def _touched(text: str, match: Match) -> bool:
-    """Whether it stands next to anything but white space, a comma, a quotation mark or a bracket."""
-    around = text[match.start - 1 : match.start] + text[match.end : match.end + 1]
-    return any(not (character.isspace() or character in _LOOSE) for character in around)
-
-
-def _replaced(text: str, found: Sequence[Match], by: Callable[[Match], str]) -> str:
-    pieces, end = [], 0
-    for match in found:
-        pieces += [text[end : match.start], by(match)]
-        end = match.end
-    return "".join([*pieces, text[end:]])
-
-
 def _masked(text: str, config: Personal, numbers: dict[Kind, dict[str, int]] | None) -> str:
-    def placeholder(match: Match) -> str:
-        seen = {} if numbers is None else numbers[match.kind]
-        number = seen.setdefault(text[match.start : match.end], len(seen) + 1)
-        return f"<{match.kind.upper()}>" if number == 1 else f"<{match.kind.upper()}_{number}>"
-
-    return _replaced(text, find_personal(text, config), placeholder)
+    return personal.masked(text, find_personal(text, config), numbers)
 
 
 def _texts(row: Row) -> Iterator[str]:
@@ -161,16 +105,3 @@ def _rewritten(row: Row, change: Callable[[str], str]) -> Row:
         messages=row.messages and tuple((role, change(content)) for role, content in row.messages),
         choices=row.choices and tuple(map(change, row.choices)),
     )
-
-
-_FINDERS: dict[Kind, Callable[[str, Personal], Iterator[detectors.Span]]] = {
-    "private_key": lambda text, _: detectors.private_keys(text),
-    "jwt": lambda text, _: detectors.jwts(text),
-    "api_key": lambda text, _: detectors.api_keys(text),
-    "secret": lambda text, _: detectors.secrets(text),
-    "email": lambda text, _: detectors.emails(text),
-    "iban": lambda text, _: detectors.ibans(text),
-    "card": lambda text, _: detectors.cards(text),
-    "ip": lambda text, config: detectors.ip_addresses(text, public_only=config.public_ips_only),
-    "phone": lambda text, config: detectors.phones(text, region=config.region),
-}
