@@ -198,6 +198,9 @@ def outputs(registry: Registry, arguments: argparse.Namespace) -> Answer:
         [field.name, names.get(field.name) or _short(getattr(output, field.name), 200)]
         for field in dataclasses.fields(output)
     ]
+    if output.request_id is not None:
+        beside = [one.id for one in registry.outputs(128, request_id=output.request_id) if one.id != output.id]
+        rows += [["same request", one] for one in sorted(beside)]
     rows += [["feedback", f"{one.kind} {_short(one.value)} from {one.source}"] for one in said]
     return Answer(value={"output": output, "feedback": said}, text=_table("field value", rows))
 

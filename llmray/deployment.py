@@ -22,6 +22,7 @@ from ray.serve import Application
 
 from llmray import storage
 from llmray.errors import InputError, NotFoundError, UnavailableError
+from llmray.prices import price_list
 from llmray.prompt_store import RegistryPrompts
 from llmray.serve.canary import RolloutResult
 from llmray.serve.control import ServeControl
@@ -337,6 +338,7 @@ def _source(uri: str, digest: str, quantization: str, engine: str, *, num_cpus: 
         engine=engine,
         num_cpus=num_cpus,
         num_gpus=num_gpus,
+        price_s=price_list().money(core_seconds=num_cpus, gpu_seconds=num_gpus),
     )
 
 

@@ -96,13 +96,17 @@ def test_lineage_of_an_answer_leads_to_its_data(says: Callable[..., str], life: 
     assert f"  model: model chat:2 {life['models'][1].digest[:12]}\n    data: dataset docs:2" in tree
     assert "  prompt: prompt ask:2" in tree
     assert "  feedback: thumb from bob: {'up': False}" in tree
+    assert "  adapter: adapter legal" in tree
+    assert "  document: document {'id': 'page-7', 'score': 0.5}" in tree
+    for fact in ('variables: {"x": "os.path.join"}', 'quantization: "nf4"', "cost: 0.25", 'request_id: "request-1"'):
+        assert f"  {fact}" in tree
     down = says("lineage", "docs:2")
     assert "  data: model chat:2" in down
     assert "model: output answer-1" in says("lineage", "chat@production")
     assert "prompt: output answer-1" in says("lineage", "ask@latest")
     value = json.loads(says("lineage", "answer-1", "--json"))
     assert value["node"] == "answer-1"
-    assert {edge["role"] for edge in value["ancestors"]} == {"model", "prompt", "data"}
+    assert {edge["role"] for edge in value["ancestors"]} == {"model", "prompt", "data", "adapter", "document"}
 
 
 def test_diff_of_datasets_prompts_and_models(says: Callable[..., str]) -> None:
@@ -175,7 +179,9 @@ def test_small_lists(says: Callable[..., str], llmray_home: Path) -> None:
     assert "bob" in says("feedback")
     assert says("feedback", "--source", "nobody") == "no feedback\n"
     assert "It joins." in says("outputs")
-    assert "model chat:2" in says("outputs", "answer-1")
+    shown = says("outputs", "answer-1")
+    for part in ("model chat:2", "prompt ask:2", "legal", "page-7", "0.25", "request-1"):
+        assert part in shown
     assert json.loads(says("outputs", "answer-1", "--json"))["feedback"][0]["value"] == {"up": False}
 
 
@@ -295,4 +301,8 @@ def _output(model: str, prompt: str) -> Output:
         completion_tokens=3,
         ttft_s=0.02,
         latency_s=0.1,
+        adapter="legal",
+        documents=[{"id": "page-7", "score": 0.5}],
+        request_id="request-1",
+        cost=0.25,
     )

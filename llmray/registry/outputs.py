@@ -30,12 +30,15 @@ class Outputs(Part):
         model_digest: str | None = None,
         since: datetime | None = None,
         prompt_digest: str | None = None,
+        request_id: str | None = None,
     ) -> list[Output]:
         """The newest answers, newest first."""
         table = schema.outputs
         query = select(table).order_by(table.c.at.desc(), table.c.seq.desc()).limit(limit)
         if since is not None:
             query = query.where(table.c.at >= since)
+        if request_id is not None:
+            query = query.where(table.c.request_id == request_id)
         with self._db.read() as connection:
             rows = connection.execute(_made_by(query, model_digest, prompt_digest))
             return [Output(**_without_seq(row)) for row in rows]

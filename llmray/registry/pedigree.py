@@ -4,8 +4,9 @@ Artifacts are linked by lineage edges; an answer that was served names its model
 shown before is named again but not followed again.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from llmray.errors import InputError, NotFoundError
@@ -13,6 +14,11 @@ from llmray.registry.records import Edge, Output
 from llmray.registry.registry import Registry
 
 _SHOWN_OUTPUTS = 5
+_FACTS = (
+    "prompt_reference", "variables", "sampling", "variant", "quantization", "engine", "request_id", "choice", "project",
+    "key_id", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens", "ttft_s", "latency_s", "cost",
+)  # fmt: skip
+"""Fields of an output that are no nodes of its family."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +29,8 @@ class Pedigree:
     descendants: Sequence[Edge]
     labels: dict[str, str]
     """What to call each node."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Of an output: all that made it and is no node: variables, sampling, engine, and what it took."""
 
     def lines(self) -> list[str]:
         """The tree, the thing itself first."""
@@ -30,6 +38,8 @@ class Pedigree:
             self.labels[self.node],
             *self._section("made from", self.ancestors, up=True),
             *self._section("made into", self.descendants, up=False),
+            *(["with:"] if self.facts else []),
+            *(f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in self.facts.items()),
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -38,6 +48,7 @@ class Pedigree:
             "ancestors": [asdict(edge) for edge in self.ancestors],
             "descendants": [asdict(edge) for edge in self.descendants],
             "labels": self.labels,
+            "facts": self.facts,
         }
 
     def _section(self, title: str, edges: Sequence[Edge], *, up: bool) -> list[str]:
@@ -83,12 +94,20 @@ def _of_output(registry: Registry, output: Output) -> Pedigree:
     edges = [Edge(child=output.id, parent=output.model_digest, role="model")]
     if output.prompt_digest is not None:
         edges.append(Edge(child=output.id, parent=output.prompt_digest, role="prompt"))
+    if output.adapter is not None:
+        edges.append(Edge(child=output.id, parent=f"adapter {output.adapter}", role="adapter"))
+    if output.shadow_of is not None:
+        edges.append(Edge(child=output.id, parent=output.shadow_of, role="shadow of"))
+    documents = {str(one.get("digest") or one.get("id")): f"document {dict(one)}" for one in output.documents}
+    edges += [Edge(child=output.id, parent=node, role="document") for node in documents]
     edges += registry.ancestors(output.id)
     edges += registry.ancestors(output.model_digest)
     feedback = registry.feedback(output_id=output.id)
     said = [Edge(child=one.id, parent=output.id, role="feedback") for one in feedback]
     labels = {one.id: f"{one.kind} from {one.source}: {dict(one.value)}" for one in feedback}
-    return _labelled(registry, output.id, edges, registry.descendants(output.id) + said, labels)
+    family = _labelled(registry, output.id, edges, registry.descendants(output.id) + said, documents | labels)
+    facts = {name: getattr(output, name) for name in _FACTS}
+    return replace(family, facts={name: value for name, value in facts.items() if value not in (None, {}, [])})
 
 
 def _of_prompt(registry: Registry, digest: str) -> Pedigree:

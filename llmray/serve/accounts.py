@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from llmray.serve.cost import SharedTime
 from llmray.serve.metrics import GatewayMetrics
 from llmray.serve.outbox import Outbox
 from llmray.serve.ports import Observation, OutputRecord, OutputSink, Watcher
@@ -45,6 +46,7 @@ class Accounts:
             "monitor tap", self._observe, batch=64, timeout_s=5.0, keep_trying=False
         )
         self._traffic: dict[str, Counter[str]] = {}
+        self._shared: dict[str, SharedTime] = {}
 
     def start(self) -> None:
         """Begin to empty the queues, on the running event loop."""
@@ -81,6 +83,12 @@ class Accounts:
     def count(self, app: str, **changes: int) -> None:
         """Add to an application's traffic."""
         self._traffic.setdefault(app, Counter(requests=0, errors=0, running=0)).update(changes)
+
+    def shared_time(self, app: str) -> SharedTime:
+        """What divides an application's time among its answers."""
+        if app not in self._shared:
+            self._shared[app] = SharedTime(self.now)
+        return self._shared[app]
 
     def ended(self, record: OutputRecord, text: str) -> None:
         """Take the account of an answer."""

@@ -37,6 +37,8 @@ class Answer:
         self._events: AsyncGenerator[TokenEvent, None] | None = None
         self._first: TokenEvent | None = None
         self._open = False
+        self._shared_time = accounts.shared_time(variant.app)
+        self._begun = 0.0
 
     async def begin(self, backend: Backend) -> None:
         """Await the first event.
@@ -46,6 +48,7 @@ class Answer:
             UnavailableError: the model's application is not there.
         """
         self._open = True
+        self._begun = self._shared_time.begin()
         self._accounts.count(self.variant.app, requests=1, running=1)
         self._accounts.metrics.running.labels(self.variant.name).inc()
         self._events = backend.submit(self._plan.request)
@@ -116,6 +119,7 @@ class Answer:
             return
         self._open = False
         latency_s = self._accounts.now() - self._started
+        share_s = self._shared_time.end(self._begun)
         metrics, name = self._accounts.metrics, self.variant.name
         metrics.running.labels(name).dec()
         metrics.requests.labels(name, self.variant.digest, outcome).inc()
@@ -126,11 +130,11 @@ class Answer:
             if self._ttft_s is not None:
                 metrics.ttft.labels(name).observe(self._ttft_s)
             metrics.latency.labels(name).observe(latency_s)
-            self._accounts.ended(self._record(outcome, latency_s), last_user_text(self._plan.messages))
+            self._accounts.ended(self._record(outcome, latency_s, share_s), last_user_text(self._plan.messages))
         if self._events is not None:
             await self._events.aclose()
 
-    def _record(self, outcome: str, latency_s: float) -> OutputRecord:
+    def _record(self, outcome: str, latency_s: float, share_s: float) -> OutputRecord:
         plan = self._plan
         sampling = asdict(plan.request.sampling) | ({"metadata": dict(plan.metadata)} if plan.metadata else {})
         return OutputRecord(
@@ -151,4 +155,5 @@ class Answer:
             completion_tokens=self.completion_tokens,
             ttft_s=self._ttft_s,
             latency_s=latency_s,
+            cost=None if self.variant.price_s is None else share_s * self.variant.price_s,
         )

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from llmray.errors import LLMRayError
 from llmray.serve.answer import Answer
 from llmray.serve.core import Gateway
+from llmray.serve.output_routes import add_output_routes
 from llmray.serve.prompt_routes import add_prompt_routes
 from llmray.serve.protocol import ApiError, ChatRequest, CompletionRequest, FeedbackRequest, parse
 
@@ -39,6 +40,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app = FastAPI(title="llmray", summary="OpenAI-compatible answers whose origin is known", lifespan=lifespan)
     _add_answers(app, gateway)
     _add_rest(app, gateway)
+    add_output_routes(app, gateway)
     add_prompt_routes(app, gateway)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -38,6 +38,8 @@ class ModelSource:
     num_cpus: float = 0.5
     num_gpus: float = 0.0
     num_replicas: int = 1
+    price_s: float | None = None
+    """Money for a second of all its replicas; None without a price list."""
 
     @property
     def app(self) -> str:
@@ -53,6 +55,7 @@ class ModelSource:
             weight=weight,
             quantization=self.quantization,
             engine=self.engine,
+            price_s=self.price_s,
         )
 
 

@@ -31,6 +31,8 @@ class Variant(BaseModel):
     engine: str = "hf"
     adapters: tuple[str, ...] = ()
     """LoRA adapters that it has; clients ask for one as `model`."""
+    price_s: Annotated[float, Field(ge=0)] | None = None
+    """Money for a second of the application, all its replicas; None where it has no price."""
 
 
 class Shadow(BaseModel):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llmray.errors import NotFoundError, UnavailableError
+from llmray.serve.answer import Answer
 from llmray.serve.core import Gateway
 from llmray.serve.echo_engine import EchoEngine
 from llmray.serve.engine import EngineRequest, TokenEvent
@@ -143,3 +144,9 @@ class Bench:
         if "canary" in engines:
             variants.append(Variant(name="canary", app="canary", digest="b" * 64, weight=canary_weight))
         self.gateway.configure(GatewayConfig(model="docs", variants=variants, monitor_app="monitor"))
+
+
+async def finish(answer: Answer) -> None:
+    """Read an answer to its end."""
+    async for _ in answer.events():
+        pass

@@ -77,6 +77,25 @@ def test_both_versions_of_a_split_answer_and_each_output_says_which(llmray_home:
     play(scenario)
 
 
+def test_an_answer_resolves_to_all_that_made_it_at_once(llmray_home: Path) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        made = await ask(client, "ask:2", temperature=0.5)
+        output = (await client.get(f"/v1/outputs/{made.headers['x-llmray-output-id']}")).json()
+        shown = {name: output[name] for name in ("prompt_reference", "variables", "completion", "model_digest")}
+        assert shown == {
+            "prompt_reference": "ask:2",
+            "variables": {"x": "water"},
+            "completion": "Explain water.",
+            "model_digest": "a" * 64,
+        }
+        assert output["sampling"]["temperature"] == 0.5
+        assert output["prompt_digest"] == (await client.get("/v1/prompts/ask:2")).json()["digest"]
+        missing = await client.get("/v1/outputs/none")
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "output_not_found")
+
+    play(scenario)
+
+
 def test_a_protected_label_needs_evidence(llmray_home: Path) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         protected = await client.post(f"{LABEL}/protection", json={"protected": True})

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_ports import Bench
+from memory_ports import Bench, finish
 
 from llmray.serve.ports import OutputRecord
 from llmray.serve.protocol import ChatRequest
@@ -88,7 +88,7 @@ def test_the_gateway_follows_its_policy_and_the_monitor_still_sees_the_text() ->
         bench.gateway.configure(config.model_copy(update={"text_log": TextLog(share=0)}))
         body = {"model": "docs", "messages": [{"role": "user", "content": "one two"}]}
         answer = await bench.gateway.open(ChatRequest.model_validate(body))
-        await answer.text()
+        await finish(answer)
         await bench.gateway.close()
         record = bench.registry.outputs[answer.id]
         assert (record.completion, record.text_kept, record.completion_tokens) == ("", False, 2)

@@ -1,0 +1,38 @@
+"""`GET /v1/outputs/{id}`: where an answer came from, by the id that its response carried.
+
+Texts are left out where the log does not keep them. An id is 32 random digits: who has it was given it.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+from fastapi import FastAPI
+from fastapi.responses import Response
+
+from llmray.errors import NotFoundError, UnavailableError
+from llmray.serve.core import Gateway
+from llmray.serve.protocol import ApiError
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    404: {"description": "There is no output of this id"},
+    501: {"description": "This gateway has no registry"},
+    503: {"description": "The registry cannot be asked now"},
+}
+
+
+def add_output_routes(app: FastAPI, gateway: Gateway) -> None:
+    """Add `/v1/outputs/{id}`."""
+
+    @app.get("/v1/outputs/{output_id}", responses=_PROBLEMS)
+    async def output(output_id: str) -> Response:
+        if gateway.ports.outputs is None:
+            raise ApiError(501, "this gateway keeps no outputs: bind it to a registry", code="no_outputs")
+        await gateway.accounts.flush()
+        try:
+            found = await gateway.ports.outputs.output(output_id)
+        except NotFoundError as error:
+            raise ApiError(404, str(error), code="output_not_found") from error
+        except UnavailableError as error:
+            raise ApiError(503, str(error), code="registry_unavailable", retry_after_s=1.0) from error
+        return Response(orjson.dumps({"object": "output", **asdict(found)}), media_type="application/json")
