@@ -90,11 +90,15 @@ class Accounts:
             self._shared[app] = SharedTime(self.now)
         return self._shared[app]
 
-    def ended(self, record: OutputRecord, text: str) -> None:
-        """Take the account of an answer."""
+    def ended(self, record: OutputRecord, text: str | None) -> None:
+        """Take the account of an answer.
+
+        Args:
+            text: what the person said, for the monitor; None to show it nothing.
+        """
         if self._outputs is not None:
             self._log.put(record)
-        if self._monitor() is not None and record.finish_reason in ("stop", "length"):
+        if text is not None and self._monitor() is not None and record.finish_reason in ("stop", "length"):
             self._tap.put(
                 Observation(
                     output_id=record.id,

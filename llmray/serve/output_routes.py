@@ -3,28 +3,25 @@
 Texts are left out where the log does not keep them. An id is 32 random digits: who has it was given it.
 """
 
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, fields
 
 import orjson
 from fastapi import FastAPI
 from fastapi.responses import Response
 
 from llmray.errors import NotFoundError, UnavailableError
+from llmray.serve import openapi
 from llmray.serve.core import Gateway
+from llmray.serve.ports import OutputRecord
 from llmray.serve.protocol import ApiError
 
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    404: {"description": "There is no output of this id"},
-    501: {"description": "This gateway has no registry"},
-    503: {"description": "The registry cannot be asked now"},
-}
+_OUTPUT = openapi.record(object={"const": "output"}, **{field.name: {} for field in fields(OutputRecord)})
 
 
 def add_output_routes(app: FastAPI, gateway: Gateway) -> None:
     """Add `/v1/outputs/{id}`."""
 
-    @app.get("/v1/outputs/{output_id}", responses=_PROBLEMS)
+    @app.get("/v1/outputs/{output_id}", responses=openapi.responses(_OUTPUT))
     async def output(output_id: str) -> Response:
         if gateway.ports.outputs is None:
             raise ApiError(501, "this gateway keeps no outputs: bind it to a registry", code="no_outputs")

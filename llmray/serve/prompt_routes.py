@@ -16,22 +16,21 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from llmray.errors import GateRefusedError, InputError, NotFoundError, UnavailableError
 from llmray.reference import check_name
+from llmray.serve import openapi
 from llmray.serve.core import Gateway
 from llmray.serve.engine import RequestRefusedError
+from llmray.serve.intake import Limits, read_body
+from llmray.serve.openapi import body_of, responses
 from llmray.serve.ports import LabelChange, PromptDraft, PromptLabel, PromptStore, PromptVersion
-from llmray.serve.protocol import ApiError, parse
+from llmray.serve.protocol import ApiError
 
 _Line = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 _Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Version = Annotated[str, StringConstraints(min_length=1, max_length=210)]
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The body, or a field of it, is wrong"},
-    404: {"description": "Nothing goes by this name"},
-    409: {"description": "The label is protected, and the evidence does not say to promote"},
-    413: {"description": "The body is too long"},
-    501: {"description": "This gateway has no registry"},
-    503: {"description": "The registry cannot be asked now"},
-}
+_PROMPT = {**openapi.PROMPT, "required": [*openapi.PROMPT["required"], "message", "author", "created_at", "labels"]}
+_LABEL = openapi.record(
+    object={"const": "prompt.label"}, name={"type": "string"}, label={"type": "string"}, versions={"type": "object"}
+)
 
 
 class _Strict(BaseModel):
@@ -78,14 +77,14 @@ class LabelProtection(_Said):
     protected: bool
 
 
-def add_prompt_routes(app: FastAPI, gateway: Gateway) -> None:
+def add_prompt_routes(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
     """Add `/v1/prompts` and what is below it."""
-    _add_versions(app, gateway)
-    _add_labels(app, gateway)
+    _add_versions(app, gateway, limits)
+    _add_labels(app, gateway, limits)
 
 
-def _add_versions(app: FastAPI, gateway: Gateway) -> None:
-    @app.get("/v1/prompts", responses=_problems(400, 501, 503))
+def _add_versions(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
+    @app.get("/v1/prompts", responses=responses(openapi.listing(_PROMPT)))
     async def prompts() -> Response:
         store = _store(gateway)
         with _Errors():
@@ -93,16 +92,16 @@ def _add_versions(app: FastAPI, gateway: Gateway) -> None:
         data = [_shown(version, labels) for version in versions]
         return _json({"object": "list", "data": data, "labels": list(labels)})
 
-    @app.get("/v1/prompts/{reference}", responses=_problems(404, 501, 503))
+    @app.get("/v1/prompts/{reference}", responses=responses(_PROMPT))
     async def prompt(reference: str) -> Response:
         store = _store(gateway)
         with _Errors(wrong=404):
             [version] = await store.prompt_versions(reference)
             return _json(_shown(version, await store.prompt_labels(version.name)))
 
-    @app.post("/v1/prompts", openapi_extra=_body(NewPrompt), responses=_problems(400, 413, 501, 503))
+    @app.post("/v1/prompts", openapi_extra=body_of(NewPrompt), responses=responses(_PROMPT))
     async def create(request: Request) -> Response:
-        store, body = _store(gateway), parse(NewPrompt, await request.body())
+        store, body = _store(gateway), await read_body(request, NewPrompt, limits)
         with _Errors():
             version = await store.put_prompt(
                 PromptDraft(
@@ -116,12 +115,12 @@ def _add_versions(app: FastAPI, gateway: Gateway) -> None:
             return _json(_shown(version, await store.prompt_labels(version.name)))
 
 
-def _add_labels(app: FastAPI, gateway: Gateway) -> None:
+def _add_labels(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
     path = "/v1/prompts/{name}/labels/{label}"
 
-    @app.post(path, openapi_extra=_body(LabelMove), responses=_problems(400, 404, 409, 413, 501, 503))
+    @app.post(path, openapi_extra=body_of(LabelMove), responses=responses(_LABEL))
     async def move(name: str, label: str, request: Request) -> Response:
-        body = parse(LabelMove, await request.body())
+        body = await read_body(request, LabelMove, limits)
         versions = body.versions or {str(body.version): 1.0}
         change = LabelChange(
             type="move",
@@ -134,24 +133,24 @@ def _add_labels(app: FastAPI, gateway: Gateway) -> None:
         )
         return await _changed(gateway, change)
 
-    @app.delete(path, responses=_problems(400, 404, 409, 501, 503))
+    @app.delete(path, responses=responses(_LABEL))
     async def delete(name: str, label: str, actor: str = "user", reason: str = "") -> Response:
         change = LabelChange(type="delete", name=name, label=label, actor=actor, reason=reason)
         return await _changed(gateway, change)
 
     @app.post(
         f"{path}/rollback",
-        openapi_extra=_body(LabelRollback, required=False),
-        responses=_problems(400, 404, 413, 501, 503),
+        openapi_extra=body_of(LabelRollback),
+        responses=responses(_LABEL),
     )
     async def rollback(name: str, label: str, request: Request) -> Response:
-        body = parse(LabelRollback, await request.body() or b"{}")
+        body = await read_body(request, LabelRollback, limits)
         change = LabelChange(type="rollback", name=name, label=label, actor=body.actor, reason=body.reason)
         return await _changed(gateway, change)
 
-    @app.post(f"{path}/protection", openapi_extra=_body(LabelProtection), responses=_problems(400, 404, 413, 501, 503))
+    @app.post(f"{path}/protection", openapi_extra=body_of(LabelProtection), responses=responses(_LABEL))
     async def protect(name: str, label: str, request: Request) -> Response:
-        body = parse(LabelProtection, await request.body())
+        body = await read_body(request, LabelProtection, limits)
         kind: Literal["protect", "unprotect"] = "protect" if body.protected else "unprotect"
         change = LabelChange(type=kind, name=name, label=label, actor=body.actor, reason=body.reason)
         return await _changed(gateway, change)
@@ -203,12 +202,3 @@ def _shown(version: PromptVersion, labels: Sequence[PromptLabel]) -> dict[str, A
 
 def _json(value: Mapping[str, Any]) -> Response:
     return Response(orjson.dumps(value), media_type="application/json")
-
-
-def _body(model: type[BaseModel], required: bool = True) -> dict[str, Any]:
-    content = {"application/json": {"schema": model.model_json_schema()}}
-    return {"requestBody": {"required": required, "content": content}}
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: _PROBLEMS[status] for status in statuses}

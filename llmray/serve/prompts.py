@@ -18,16 +18,12 @@ from llmray.errors import InputError, UnavailableError
 from llmray.reference import parse_reference
 from llmray.serve.engine import ChatMessage, RequestRefusedError
 from llmray.serve.ports import PromptChoice, PromptDraft, PromptSource, PromptTemplate
-from llmray.serve.protocol import ChatRequest
+from llmray.serve.protocol import ChatSettings
 from llmray.serve.variants import pick
 
 _MARK = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}")
 """A brace written twice, or a placeholder."""
 _CAPACITY = 1024
-SETTINGS = frozenset(
-    ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed", "presence_penalty", "frequency_penalty")
-)
-"""What a prompt may set for requests that do not."""
 
 
 @dataclass(slots=True)
@@ -132,11 +128,11 @@ def check_draft(draft: PromptDraft) -> None:
     for message in draft.messages:
         if message.get("role") not in ("system", "user", "assistant"):
             raise InputError(f"role {message.get('role')!r} of a prompt's message must be system, user or assistant")
-    if unknown := sorted(set(draft.settings) - SETTINGS):
-        raise InputError(f"a prompt has no settings {unknown}: it may have {', '.join(sorted(SETTINGS))}")
-    asking = {"model": "any", "messages": [{"role": "user", "content": "any"}]}
+    known = ChatSettings.model_fields
+    if unknown := sorted(set(draft.settings) - set(known)):
+        raise InputError(f"a prompt has no settings {unknown}: it may have {', '.join(sorted(known))}")
     try:
-        ChatRequest.model_validate({**asking, **draft.settings})
+        ChatSettings.model_validate(dict(draft.settings))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         raise InputError(f"settings.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -55,7 +55,7 @@ def test_a_label_is_moved_split_rolled_back_and_deleted_and_the_gateway_follows(
             (1, ["production"]),
         ]
         assert [label["label"] for label in listed["labels"]] == ["latest", "production"]
-        back = await client.post(f"{LABEL}/rollback")
+        back = await client.post(f"{LABEL}/rollback", json={})
         assert back.json()["versions"] == {"1": 1.0}
         assert (await client.delete(LABEL)).json()["versions"] == {}
         assert (await client.delete(LABEL)).status_code == 404
