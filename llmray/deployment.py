@@ -22,6 +22,7 @@ from ray.serve import Application
 
 from llmray import storage
 from llmray.errors import InputError, NotFoundError, UnavailableError
+from llmray.serve.admission import Objective
 from llmray.serve.canary import RolloutResult
 from llmray.serve.control import ServeControl
 from llmray.serve.engines import ModelArgs, checked_folder, open_engine
@@ -34,6 +35,10 @@ logger = logging.getLogger(__name__)
 
 LONGEST_ANSWER_S = 600.0
 """A replica that is taken away gets this long to finish the answers that it began."""
+
+
+_BEING_REFUSED = 256
+"""Requests beyond a model's limit that may be on their way to it, and from it, at one moment."""
 
 
 class _Args(BaseModel):
@@ -82,13 +87,20 @@ def gateway(args: GatewayArgs) -> Application:
 
 
 def model(args: ModelArgs) -> Application:
-    """One model, quantized as it is loaded."""
+    """One model, quantized as it is loaded.
+
+    Its replicas refuse what they will not take, so Serve's own queue, which nobody sees into, must always let that many
+    through, and some more that are being refused.
+    """
+    objective = Objective(
+        ttft_s=args.ttft_objective_s, max_waiting=args.max_waiting, max_requests=args.max_ongoing_requests
+    )
     return ModelReplica.options(  # type: ignore[attr-defined]
         num_replicas=args.num_replicas,
-        max_ongoing_requests=args.max_ongoing_requests,
-        max_queued_requests=args.max_queued_requests,
+        max_ongoing_requests=args.max_ongoing_requests + _BEING_REFUSED,
+        max_queued_requests=_BEING_REFUSED,
         **_options(args.num_cpus, args.num_gpus),
-    ).bind(functools.partial(open_engine, args))
+    ).bind(functools.partial(open_engine, args), objective)
 
 
 def registry(args: RegistryArgs) -> Application:

@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llmray.serve.accounts import Accounts
-from llmray.serve.engine import RequestRefusedError, TokenEvent, last_user_text
+from llmray.serve.engine import DeadlineExceededError, TokenEvent, last_user_text
 from llmray.serve.planning import Plan
 from llmray.serve.ports import Backend, OutputRecord
+from llmray.serve.protocol import REFUSALS
 from llmray.serve.variants import Variant
 
 
@@ -43,6 +44,8 @@ class Answer:
 
         Raises:
             RequestRefusedError: the engine cannot do what is asked.
+            OverloadedError: it would come too late.
+            DeadlineExceededError: the time that the request allows is over.
             UnavailableError: the model's application is not there.
         """
         self._open = True
@@ -51,7 +54,7 @@ class Answer:
         self._events = backend.submit(self._plan.request)
         try:
             self._first = await anext(self._events)
-        except RequestRefusedError:
+        except REFUSALS:
             await self._close("refused")
             raise
         except asyncio.CancelledError:
@@ -74,6 +77,9 @@ class Answer:
                 event = None if event.finish_reason is not None else await anext(self._events)
             outcome = self.finish_reason or "error"
         except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except DeadlineExceededError:
+            outcome = "deadline"
             raise
         except BaseException:
             outcome = "error"

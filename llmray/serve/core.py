@@ -11,11 +11,10 @@ from datetime import UTC, datetime
 from llmray.errors import InputError, LLMRayError, UnavailableError
 from llmray.serve.accounts import Accounts
 from llmray.serve.answer import Answer
-from llmray.serve.engine import RequestRefusedError
 from llmray.serve.planning import make_plan
 from llmray.serve.ports import Backend, FeedbackRecord, Ports, PromptTemplate, Watcher
 from llmray.serve.prompts import PromptCache
-from llmray.serve.protocol import ApiError, ChatRequest, CompletionRequest, FeedbackRequest, refused
+from llmray.serve.protocol import REFUSALS, ApiError, ChatRequest, CompletionRequest, FeedbackRequest, refused
 from llmray.serve.variants import GatewayConfig, choose
 
 _ATTEMPTS = 3
@@ -76,7 +75,7 @@ class Gateway:
             answer = Answer(self.accounts, plan, variant, started)
             try:
                 await answer.begin(self._backend(variant.app))
-            except RequestRefusedError as error:
+            except REFUSALS as error:
                 raise refused(error) from error
             except UnavailableError as error:
                 lost = error

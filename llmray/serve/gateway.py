@@ -19,7 +19,8 @@ from starlette.exceptions import HTTPException
 from llmray.errors import LLMRayError
 from llmray.serve.answer import Answer
 from llmray.serve.core import Gateway
-from llmray.serve.protocol import ApiError, ChatRequest, CompletionRequest, FeedbackRequest, parse
+from llmray.serve.engine import DeadlineExceededError
+from llmray.serve.protocol import ApiError, ChatRequest, CompletionRequest, FeedbackRequest, parse, refused
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     _add_answers(app, gateway)
     _add_rest(app, gateway)
     app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(DeadlineExceededError, _late)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _our_error)
     return app
@@ -188,6 +190,9 @@ async def _sse(answer: Answer, shape: _ChatShape | _CompletionShape, with_usage:
                     yield _data(shape.chunk(event.text, event.finish_reason))
     except (asyncio.CancelledError, GeneratorExit):
         raise
+    except DeadlineExceededError as error:
+        yield _data(refused(error).body())
+        return
     except Exception as error:
         logger.exception("answer %s broke off", answer.id)
         message = str(error) if isinstance(error, LLMRayError) else "the answer broke off"
@@ -238,6 +243,11 @@ async def _api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, round(error.retry_after_s)))}
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
+async def _late(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DeadlineExceededError)
+    return await _api_error(request, refused(error))
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

@@ -12,7 +12,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from llmray.errors import UserError
-from llmray.serve.engine import ChatMessage, RequestRefusedError
+from llmray.serve.engine import ChatMessage, DeadlineExceededError, OverloadedError, RequestRefusedError
 
 MAX_BODY_BYTES = 4 << 20
 
@@ -281,8 +281,16 @@ def parse(model: type[Body], raw: bytes) -> Body:
         raise ApiError(400, f"{param or 'body'}: {first['msg']}", param=param, code="invalid_value") from error
 
 
-def refused(error: RequestRefusedError) -> ApiError:
-    """An engine's refusal as an HTTP error."""
+REFUSALS = (RequestRefusedError, OverloadedError, DeadlineExceededError)
+"""What a model may answer instead of an answer."""
+
+
+def refused(error: RequestRefusedError | OverloadedError | DeadlineExceededError) -> ApiError:
+    """A model's refusal as an HTTP error."""
+    if isinstance(error, OverloadedError):
+        return ApiError(429, error.message, code="overloaded", retry_after_s=error.retry_after_s)
+    if isinstance(error, DeadlineExceededError):
+        return ApiError(504, str(error), param="timeout_s", code="deadline_exceeded")
     return ApiError(400, error.message, param=error.param, code=error.code)
 
 
