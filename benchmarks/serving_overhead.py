@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["LLMRAY_HOME"] = folder
         with served(args.engine) as (port, key):
             doors = {"plain": (plain_port, None), "llmray": (port, key)}
-            for name, (at, its_key) in doors.items():
+            for at, its_key in doors.values():
                 asyncio.run(ask(at, its_key, 10 * CONCURRENCY))
             for _ in range(args.rounds):
                 for name, (at, its_key) in doors.items():
@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, found in times.items()
     }
     added = {share: figures["llmray"][share] - figures["plain"][share] for share in shares}
-    rows = [[name, *(f"{value:.2f}" for value in found.values())] for name, found in [*figures.items(), ("added", added)]]
+    rows = [
+        [name, *(f"{value:.2f}" for value in found.values())] for name, found in [*figures.items(), ("added", added)]
+    ]
     print(headline())
     print(console.table([f"TTFT in ms, {CONCURRENCY} at a time", *shares], rows))
     holds = all(added[share] <= most for share, most in MOST_MS.items())
@@ -72,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "versions": versions("ray", "fastapi", "uvicorn"), "engine": args.engine, "env": args.env, "concurrency": CONCURRENCY,
         "requests": {name: len(found) for name, found in times.items()}, "ttft_ms": figures, "added_ms": added, "holds": holds,
     }  # fmt: skip
-    write_result(f"serving-overhead-{args.engine}", f"added TTFT at concurrency {CONCURRENCY}: {MOST_MS} ms at most", body)
+    write_result(
+        f"serving-overhead-{args.engine}", f"added TTFT at concurrency {CONCURRENCY}: {MOST_MS} ms at most", body
+    )
     return 0
 
 
@@ -119,7 +123,9 @@ def served(engine: str) -> Iterator[tuple[int, str]]:
         key = registry.issue_token("bench", "bench", [])
     port = free_port()
     try:
-        deployment.deploy("unused", "e" * 64, name="echo", engine=f"serving_engines:{engine}", quantization="none", port=port)
+        deployment.deploy(
+            "unused", "e" * 64, name="echo", engine=f"serving_engines:{engine}", quantization="none", port=port
+        )
         yield port, key
     finally:
         deployment.shutdown(timeout_s=30)

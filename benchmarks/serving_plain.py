@@ -1,6 +1,6 @@
 """The peer of `serving_overhead.py`: the same engine behind FastAPI and uvicorn in one process, and nothing else.
 
-    python benchmarks/serving_plain.py PORT paced
+python benchmarks/serving_plain.py PORT paced
 """
 
 import sys

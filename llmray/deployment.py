@@ -21,12 +21,13 @@ from ray import serve
 from ray.serve import Application
 
 from llmray import storage
-from llmray.errors import InputError, NotFoundError, UnavailableError
+from llmray.errors import ConfigError, InputError, NotFoundError, UnavailableError
+from llmray.serve.access import is_loopback
 from llmray.serve.admission import Objective
 from llmray.serve.canary import RolloutResult
 from llmray.serve.control import ServeControl
 from llmray.serve.engines import ModelArgs, checked_folder, open_engine
-from llmray.serve.ports import FeedbackRecord, OutputRecord, PromptTemplate
+from llmray.serve.ports import FeedbackRecord, Key, OutputRecord, PromptTemplate
 from llmray.serve.replica import MONITOR, REGISTRY, GatewayReplica, ModelReplica
 from llmray.serve.rollout import RolloutPolicy
 from llmray.serve.service import MONITOR_APP, Deployed, ModelSource, Service
@@ -164,13 +165,15 @@ def deploy(
         num_cpus: reserved for the model's replica.
 
     Raises:
-        ConfigError: an option that is impossible.
+        ConfigError: an option that is impossible, or other machines are let in and there is no API key.
         InputError: the folder does not hold that model.
         UnavailableError: the port is taken, the cluster is full or not there.
     """
     from llmray.registry.database import default_url
 
-    env = {"LLMRAY_DATABASE_URL": database_url or default_url(), "LLMRAY_HOME": storage.home()}
+    url = database_url or default_url()
+    _check_open_to(host, url)
+    env = {"LLMRAY_DATABASE_URL": url, "LLMRAY_HOME": storage.home()}
     return _service(host, port).deploy(
         _source(model_uri, digest, quantization, engine, num_cpus=num_cpus, num_gpus=num_gpus),
         name=name,
@@ -286,6 +289,25 @@ class RegistryBridge:
             raise NotFoundError(f"there is no output {output_id}")
         return OutputRecord(**_shallow(found))
 
+    async def key(self, token: str) -> Key | None:
+        """Whom a token stands for."""
+        found = await asyncio.to_thread(self._registry.authenticate, token)
+        if found is None:
+            return None
+        quota = await asyncio.to_thread(self._registry.quota, found.project)
+        return Key(
+            id=found.token_id,
+            project=found.project,
+            user=found.user,
+            scopes=found.scopes,
+            requests_per_minute=quota.requests_per_minute,
+            tokens_per_minute=quota.tokens_per_minute,
+        )
+
+    async def any_keys(self) -> bool:
+        """Whether a key was ever made."""
+        return await asyncio.to_thread(self._registry.any_tokens)
+
     async def add_event(self, kind: str, subject: str, payload: Mapping[str, Any]) -> None:
         """Keep an event: an alarm, a step of a rollout."""
         await asyncio.to_thread(self._registry.add_event, kind, subject, payload)
@@ -313,6 +335,24 @@ class BridgeAlerts:
     async def alarm(self, payload: Mapping[str, Any]) -> None:
         """Keep an alarm."""
         await serve.get_deployment_handle(REGISTRY, self._app).alarm.remote(dict(payload))
+
+
+def _check_open_to(host: str, database_url: str) -> None:
+    """Other machines are let in only where keys tell who they are.
+
+    Raises:
+        ConfigError: there is no key.
+    """
+    from llmray.registry.registry import Registry
+
+    if is_loopback(host):
+        return
+    with Registry.open(database_url) as registry:
+        if not registry.any_tokens():
+            raise ConfigError(
+                f"host ({host}) lets other machines in, and there is no API key: make one first with "
+                f"`llmray keys create PROJECT`, or keep to 127.0.0.1"
+            )
 
 
 def _control() -> ServeControl:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from llmray.serve.access import Caller, caller
 from llmray.serve.accounts import Accounts
 from llmray.serve.engine import DeadlineExceededError, TokenEvent, last_user_text
 from llmray.serve.planning import Plan
@@ -30,6 +31,7 @@ class Answer:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.finish_reason: str | None = None
+        self._caller = caller.get() or Caller()
         self._accounts = accounts
         self._plan = plan
         self._started = started
@@ -126,6 +128,7 @@ class Answer:
         metrics.running.labels(name).dec()
         metrics.requests.labels(name, self.variant.digest, outcome).inc()
         self._accounts.count(self.variant.app, running=-1, errors=int(outcome == "error"))
+        self._caller.tokens += self.prompt_tokens + self.completion_tokens
         if self._first is not None:
             metrics.prompt_tokens.labels(name).inc(self.prompt_tokens)
             metrics.generation_tokens.labels(name).inc(self.completion_tokens)
@@ -157,4 +160,6 @@ class Answer:
             completion_tokens=self.completion_tokens,
             ttft_s=self._ttft_s,
             latency_s=latency_s,
+            project=self._caller.project,
+            key_id=self._caller.key_id,
         )

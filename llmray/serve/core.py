@@ -40,6 +40,8 @@ class Gateway:
         """
         self.config: GatewayConfig | None = None
         self.accounts = Accounts(ports.outputs, monitor=self._monitor, clock=clock)
+        self.keys = ports.keys
+        """Who may ask; None for anybody who reaches this gateway."""
         self._ports = ports
         self._backend = backend
         self._watcher = watcher

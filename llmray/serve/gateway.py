@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from llmray.errors import LLMRayError
+from llmray.serve.access import AccessControl
 from llmray.serve.answer import Answer
 from llmray.serve.core import Gateway
 from llmray.serve.engine import DeadlineExceededError
@@ -27,8 +28,12 @@ logger = logging.getLogger(__name__)
 OUTPUT_ID_HEADER = "x-llmray-output-id"
 
 
-def create_app(gateway: Gateway) -> FastAPI:
-    """The HTTP face of a gateway."""
+def create_app(gateway: Gateway, *, peers_known: bool = True) -> FastAPI:
+    """The HTTP face of a gateway.
+
+    Args:
+        peers_known: whether a connection shows where a client is, see `AccessControl`.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
@@ -39,6 +44,8 @@ def create_app(gateway: Gateway) -> FastAPI:
     app = FastAPI(title="llmray", summary="OpenAI-compatible answers whose origin is known", lifespan=lifespan)
     _add_answers(app, gateway)
     _add_rest(app, gateway)
+    if gateway.keys is not None:
+        app.add_middleware(AccessControl, ring=gateway.keys, peers_known=peers_known)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(DeadlineExceededError, _late)
     app.add_exception_handler(HTTPException, _http_error)

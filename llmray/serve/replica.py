@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -23,7 +24,7 @@ from llmray.serve.admission import Admission, Objective
 from llmray.serve.core import Gateway
 from llmray.serve.engine import DeadlineExceededError, Engine, EngineRequest, OverloadedError, TokenEvent
 from llmray.serve.gateway import create_app
-from llmray.serve.ports import FeedbackRecord, Observation, OutputRecord, Ports, PromptTemplate
+from llmray.serve.ports import FeedbackRecord, Key, Observation, OutputRecord, Ports, PromptTemplate
 from llmray.serve.variants import GatewayConfig
 
 logger = logging.getLogger(__name__)
@@ -43,11 +44,11 @@ class GatewayReplica:
         ports = Ports()
         if registry_app is not None:
             bridge = BridgePorts(registry_app)
-            ports = Ports(prompts=bridge, outputs=bridge, feedback=bridge)
+            ports = Ports(prompts=bridge, outputs=bridge, feedback=bridge, keys=bridge)
         self.core = Gateway(ports, backend=_cached(ModelBackend), watcher=_cached(MonitorWatcher))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self.core)
+        return create_app(self.core, peers_known=not RAY_SERVE_ENABLE_HA_PROXY)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new split of the traffic, or another model: no restart."""
@@ -195,9 +196,15 @@ class BridgePorts:
     async def put_feedback(self, feedback: FeedbackRecord) -> None:
         await self._call("put_feedback", feedback)
 
-    async def _call(self, method: str, argument: Any) -> Any:
+    async def key(self, token: str) -> Key | None:
+        return await self._call("key", token)
+
+    async def any_keys(self) -> bool:
+        return await self._call("any_keys")
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
         try:
-            return await asyncio.wait_for(getattr(self._handle, method).remote(argument), 5.0)
+            return await asyncio.wait_for(getattr(self._handle, method).remote(*arguments), 5.0)
         except TimeoutError as error:
             raise UnavailableError("the registry does not answer within 5 s") from error
         except (RayError, RayServeException) as error:
