@@ -30,6 +30,7 @@ from llmray.serve.control import wait_for
 
 MOST_MS = {"p50": 3.0, "p99": 10.0}
 HERE = Path(__file__).parent.resolve()
+ENV_HELP = "NAME=value for the processes of Ray"
 CONCURRENCY = 8
 WORDS = "the quick brown fox jumps over the lazy dog and then some"
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=400, help="of each round, to each server")
     parser.add_argument("--engine", choices=["paced", "at_once"], default="paced")
     parser.add_argument("--quick", action="store_true", help="three rounds of 160")
-    parser.add_argument("--env", nargs="*", default=[], help="NAME=value for Ray's processes")
+    parser.add_argument("--env", nargs="*", default=[], help=ENV_HELP)
     args = parser.parse_args(argv)
     if args.quick:
         args.rounds, args.requests = 3, 160

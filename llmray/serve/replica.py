@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI
+from grpc.aio import AioRpcError
 from ray import serve
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
@@ -153,7 +154,7 @@ class ModelBackend:
         except BackPressureError as error:  # admission refuses earlier; this holds while its replica does not answer
             finished = True
             raise OverloadedError("too many requests wait already: try again later", 1.0) from error
-        except (RayError, RayServeException) as error:
+        except (RayError, RayServeException, AioRpcError) as error:
             finished = True
             raise _ours(error, f"the model application {self._app}") from error
         finally:
@@ -207,7 +208,7 @@ class BridgePorts:
             return await asyncio.wait_for(getattr(self._handle, method).remote(*arguments), 5.0)
         except TimeoutError as error:
             raise UnavailableError("the registry does not answer within 5 s") from error
-        except (RayError, RayServeException) as error:
+        except (RayError, RayServeException, AioRpcError) as error:
             raise _ours(error, "the registry") from error
 
 
