@@ -5,7 +5,7 @@ uvicorn in one process without Ray, asked in turns by the same client in one run
 would, so that what is measured is the way of a request and not the queue for two cores; `--engine at_once` measures that queue.
 
     python benchmarks/serving_overhead.py
-    python benchmarks/serving_overhead.py --quick --env RAY_SERVE_ENABLE_HA_PROXY=1
+    python benchmarks/serving_overhead.py --quick --ingress python
 """
 
 import argparse
@@ -30,7 +30,6 @@ from llmray.serve.control import wait_for
 
 MOST_MS = {"p50": 3.0, "p99": 10.0}
 HERE = Path(__file__).parent.resolve()
-ENV_HELP = "NAME=value for the processes of Ray"
 CONCURRENCY = 8
 WORDS = "the quick brown fox jumps over the lazy dog and then some"
 
@@ -42,12 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=400, help="of each round, to each server")
     parser.add_argument("--engine", choices=["paced", "at_once"], default="paced")
     parser.add_argument("--quick", action="store_true", help="three rounds of 160")
-    parser.add_argument("--env", nargs="*", default=[], help=ENV_HELP)
+    add_ingress(parser)
     args = parser.parse_args(argv)
     if args.quick:
         args.rounds, args.requests = 3, 160
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (HERE, HERE.parent)))  # where the replicas find the engines
-    os.environ.update(pair.split("=", 1) for pair in args.env)
+    set_environment(args)
     times: dict[str, list[float]] = {"plain": [], "llmray": []}
     with tempfile.TemporaryDirectory(prefix="overhead-") as folder, plain(args.engine) as plain_port:
         os.environ["LLMRAY_HOME"] = folder
@@ -72,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     holds = all(added[share] <= most for share, most in MOST_MS.items())
     print(f"the claim {'holds' if holds else 'does NOT hold'}: at most {MOST_MS} ms more")
     body = {
-        "versions": versions("ray", "fastapi", "uvicorn"), "engine": args.engine, "env": args.env, "concurrency": CONCURRENCY,
+        "versions": versions("ray", "fastapi", "uvicorn"), "engine": args.engine, "ingress": args.ingress, "concurrency": CONCURRENCY,
         "requests": {name: len(found) for name, found in times.items()}, "ttft_ms": figures, "added_ms": added, "holds": holds,
     }  # fmt: skip
     write_result(
@@ -98,6 +96,20 @@ async def ask(port: int, key: str | None, requests: int) -> list[float]:
         return found
 
     return [ttft for found in await asyncio.gather(*map(client, range(CONCURRENCY))) for ttft in found]
+
+
+def add_ingress(parser: argparse.ArgumentParser) -> None:
+    """What stands before the gateway."""
+    parser.add_argument(
+        "--ingress", choices=["haproxy", "python"], default="haproxy", help="Serve's own proxy is in Python"
+    )
+
+
+def set_environment(args: argparse.Namespace) -> None:
+    """For Ray's processes, before they start."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (HERE, HERE.parent)))  # where the replicas find the engines
+    if args.ingress == "haproxy":
+        os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
 
 
 @contextmanager
@@ -129,7 +141,7 @@ def served(engine: str) -> Iterator[tuple[int, str]]:
         )
         yield port, key
     finally:
-        deployment.shutdown(timeout_s=30)
+        deployment.shutdown(timeout_s=90)
 
 
 def free_port() -> int:

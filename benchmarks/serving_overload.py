@@ -24,7 +24,7 @@ import psutil
 import serving_engines
 from machine import MB, headline, tree, versions, write_result
 from serving_client import Connection
-from serving_overhead import ENV_HELP, HERE, served
+from serving_overhead import add_ingress, served, set_environment
 
 from llmray import console
 
@@ -49,11 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="of each load; the overload lasts twice as long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="15 seconds")
-    parser.add_argument("--env", nargs="*", default=[], help=ENV_HELP)
+    add_ingress(parser)
     args = parser.parse_args(argv)
     seconds = 15.0 if args.quick else args.seconds
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (HERE, HERE.parent)))
-    os.environ.update(pair.split("=", 1) for pair in args.env)
+    set_environment(args)
     rows, good, memory = [], {}, {}
     with tempfile.TemporaryDirectory(prefix="overload-") as folder:
         os.environ["LLMRAY_HOME"] = folder
@@ -80,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     holds = share >= LEAST_SHARE and p99 <= MOST_REFUSAL_MS and max(growth.values()) <= MOST_GROWTH
     print(f"the claim {'holds' if holds else 'does NOT hold'}")
     body = {
-        "versions": versions("ray"), "env": args.env, "seconds": seconds, "capacity_per_s": CAPACITY, "good_per_s": good,
+        "versions": versions("ray"), "ingress": args.ingress, "seconds": seconds, "capacity_per_s": CAPACITY, "good_per_s": good,
         "share": share, "refusal_ms": {"p50": float(np.median(refusals_ms)), "p99": p99}, "rss_mb": memory, "holds": holds,
     }  # fmt: skip
     write_result("serving-overload", "3x overload: goodput 90% of its best, refusals in 20 ms, memory flat", body)

@@ -138,7 +138,11 @@ class ModelBackend:
 
     def __init__(self, app: str) -> None:
         self._app = app
-        self._handle = serve.get_deployment_handle(MODEL, app).options(stream=True)
+        self._handle = serve.get_deployment_handle(MODEL, app).options(
+            stream=True,
+            request_serialization="pickle",  # plain values, once a token: Serve's default is for closures, and slower
+            response_serialization="pickle",
+        )
 
     async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
         response = self._handle.generate.remote(request)
