@@ -29,7 +29,7 @@ from serving_overhead import add_ingress, served, set_environment
 from llmray import console
 
 TTFT_S = 10.0
-"""The default of `ModelArgs.ttft_objective_s`."""
+"""The default of `ModelArgs.ttft_limit_s`."""
 PROMPT_TOKENS = 400
 CAPACITY = serving_engines.PREFILL_TOKENS_PER_S / PROMPT_TOKENS
 LEAST_SHARE, MOST_REFUSAL_MS, MOST_GROWTH = 0.9, 20.0, 0.05

@@ -94,7 +94,7 @@ def model(args: ModelArgs) -> Application:
     through, and some more that are being refused.
     """
     objective = Objective(
-        ttft_s=args.ttft_objective_s, max_waiting=args.max_waiting, max_requests=args.max_ongoing_requests
+        ttft_s=args.ttft_limit_s, max_waiting=args.max_waiting, max_requests=args.max_ongoing_requests
     )
     return ModelReplica.options(  # type: ignore[attr-defined]
         num_replicas=args.num_replicas,

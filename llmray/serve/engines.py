@@ -31,7 +31,7 @@ class ModelArgs(BaseModel):
     num_cpus: Annotated[float, Field(ge=0)] = 0.5
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     num_replicas: Annotated[int, Field(ge=1)] = 1
-    ttft_objective_s: Annotated[float, Field(gt=0)] = 10.0
+    ttft_limit_s: Annotated[float, Field(gt=0)] = 10.0
     """Seconds within which a request that is taken should have its first token; what would come later is refused."""
     max_waiting: Annotated[int, Field(ge=1)] = 256
     """Requests of one replica that may wait for their first token."""
