@@ -77,11 +77,15 @@ class Accounts:
         """Add to an application's traffic."""
         self._traffic.setdefault(app, Counter(requests=0, errors=0, running=0)).update(changes)
 
-    def ended(self, record: OutputRecord, text: str) -> None:
-        """Take the account of an answer."""
+    def ended(self, record: OutputRecord, text: str | None) -> None:
+        """Take the account of an answer.
+
+        Args:
+            text: what the person said, for the monitor; None to show it nothing.
+        """
         if self._outputs is not None:
             self._log.put(record)
-        if self._monitor() is not None and record.finish_reason in ("stop", "length"):
+        if text is not None and self._monitor() is not None and record.finish_reason in ("stop", "length"):
             self._tap.put(
                 Observation(
                     output_id=record.id,

@@ -7,17 +7,22 @@ with the client gone; closing counts it, records it and shows it to the monitor,
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from llmray.serve.access import Caller, caller
 from llmray.serve.accounts import Accounts
-from llmray.serve.engine import DeadlineExceededError, TokenEvent, last_user_text
+from llmray.serve.engine import (
+    DeadlineExceededError,
+    OverloadedError,
+    RequestRefusedError,
+    TokenEvent,
+    TokenLogprob,
+    last_user_text,
+)
 from llmray.serve.planning import Plan
 from llmray.serve.ports import Backend, OutputRecord
-from llmray.serve.protocol import REFUSALS
 from llmray.serve.variants import Variant
 
 
@@ -26,14 +31,15 @@ class Answer:
 
     def __init__(self, accounts: Accounts, plan: Plan, variant: Variant, started: float) -> None:
         self.id = plan.request.id
+        self.plan = plan
         self.variant = variant
-        self.created = int(started)
         self.prompt_tokens = 0
         self.completion_tokens = 0
+        self.cached_tokens = 0
         self.finish_reason: str | None = None
+        self.logprobs: list[TokenLogprob] = []
         self._caller = caller.get() or Caller()
         self._accounts = accounts
-        self._plan = plan
         self._started = started
         self._ttft_s: float | None = None
         self._pieces: list[str] = []
@@ -53,10 +59,10 @@ class Answer:
         self._open = True
         self._accounts.count(self.variant.app, requests=1, running=1)
         self._accounts.metrics.running.labels(self.variant.name).inc()
-        self._events = backend.submit(self._plan.request)
+        self._events = backend.submit(self.plan.request)
         try:
             self._first = await anext(self._events)
-        except REFUSALS:
+        except (RequestRefusedError, OverloadedError, DeadlineExceededError):
             await self._close("refused")
             raise
         except asyncio.CancelledError:
@@ -89,33 +95,22 @@ class Answer:
         finally:
             await self._close(outcome)
 
-    async def text(self) -> str:
-        """The whole answer."""
-        async with aclosing(self.events()) as events:
-            async for _ in events:
-                pass
+    @property
+    def text(self) -> str:
+        """What was generated so far."""
         return "".join(self._pieces)
 
     async def abandon(self) -> None:
-        """The client left before the first event was sent."""
+        """Nobody wants it any more; nothing where it has ended."""
         await self._close("cancelled")
-
-    def provenance(self) -> dict[str, Any]:
-        """The `llmray` field of a response."""
-        prompt = self._plan.prompt
-        return {
-            "output_id": self.id,
-            "prompt": None if prompt is None else f"{prompt.name}:{prompt.version}",
-            "prompt_digest": None if prompt is None else prompt.digest,
-            "model_digest": self.variant.digest,
-            "variant": self.variant.name,
-        }
 
     def _take(self, event: TokenEvent) -> None:
         if self._ttft_s is None and event.num_tokens:
             self._ttft_s = self._accounts.now() - self._started
         self._pieces.append(event.text)
+        self.logprobs.extend(event.logprobs)
         self.prompt_tokens = event.prompt_tokens
+        self.cached_tokens = max(self.cached_tokens, event.cached_tokens)
         self.completion_tokens += event.num_tokens
         self.finish_reason = event.finish_reason
 
@@ -135,13 +130,14 @@ class Answer:
             if self._ttft_s is not None:
                 metrics.ttft.labels(name).observe(self._ttft_s)
             metrics.latency.labels(name).observe(latency_s)
-            self._accounts.ended(self._record(outcome, latency_s), last_user_text(self._plan.messages))
+            # the monitor watches what is asked, and n answers ask once
+            text = last_user_text(self.plan.messages) if self.plan.sample == 0 else None
+            self._accounts.ended(self._record(outcome, latency_s), text)
         if self._events is not None:
             await self._events.aclose()
 
     def _record(self, outcome: str, latency_s: float) -> OutputRecord:
-        plan = self._plan
-        sampling = asdict(plan.request.sampling) | ({"metadata": dict(plan.metadata)} if plan.metadata else {})
+        plan = self.plan
         return OutputRecord(
             id=self.id,
             at=datetime.fromtimestamp(self._started, UTC),
@@ -149,17 +145,34 @@ class Answer:
             prompt_reference=plan.prompt_reference,
             variables=plan.variables,
             messages=[dict(message) for message in plan.messages],
-            completion="".join(self._pieces),
+            completion=self.text,
             finish_reason=outcome,
             model_digest=self.variant.digest,
             variant=self.variant.name,
             quantization=self.variant.quantization,
             engine=self.variant.engine,
-            sampling=sampling,
+            sampling=self._asked(),
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             ttft_s=self._ttft_s,
             latency_s=latency_s,
             project=self._caller.project,
             key_id=self._caller.key_id,
+            adapter=plan.request.adapter,
+            choice=plan.choice,
+            request_id=None if plan.alone else plan.request_id,
+            documents=list(plan.documents),
+            cached_tokens=self.cached_tokens,
         )
+
+    def _asked(self) -> dict[str, Any]:
+        """Sampling, and what else was asked, where it was."""
+        request = self.plan.request
+        others = {
+            "echo": request.echo,
+            "tools": list(request.tools),
+            "json_schema": request.json_schema,
+            "timeout_s": request.timeout_s,
+            "metadata": dict(self.plan.metadata or {}),
+        }
+        return asdict(request.sampling) | {name: value for name, value in others.items() if value}
