@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_ports import Bench
 
 from llmray.errors import UserError
 from llmray.serve.admission import Admission, Admit, Objective, Place, Refuse, decide
@@ -19,6 +21,7 @@ from llmray.serve.engine import (
     Sampling,
     TokenEvent,
 )
+from llmray.serve.gateway import create_app
 from llmray.serve.replica import ModelReplica
 
 OBJECTIVE = Objective(ttft_s=2.0, max_waiting=4, max_requests=8)
@@ -188,6 +191,49 @@ def test_who_leaves_frees_the_engine_at_once() -> None:
         assert replica._admission.requests == 0
 
     asyncio.run(scenario())
+
+
+def test_the_gateway_tells_who_is_refused_and_who_is_late() -> None:
+    engine = EndlessEngine()
+    replica = Replica(lambda: engine, Objective(ttft_s=2.0, max_waiting=4, max_requests=1))
+    bench = Bench(stable=BehindReplica(replica))
+    chat = {"model": "docs", "messages": [{"role": "user", "content": "go"}], "timeout_s": 0.05}
+
+    async def scenario() -> None:
+        app = create_app(bench.gateway)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+            bench.gateway.start()
+            late, refused = await asyncio.gather(
+                client.post("/v1/chat/completions", json=chat), client.post("/v1/chat/completions", json=chat)
+            )
+            cut = await client.post("/v1/chat/completions", json=chat | {"stream": True})
+            await bench.gateway.close()
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+        assert refused.headers["retry-after"] == "1"
+        assert cut.status_code == 200
+        assert '"code":"deadline_exceeded"' in cut.text
+        assert "[DONE]" not in cut.text
+
+    asyncio.run(scenario())
+    assert engine.left == 2
+    assert [record.finish_reason for record in bench.registry.outputs.values()] == ["deadline", "deadline"]
+    assert bench.gateway.traffic()["stable"] == {"requests": 3, "errors": 0, "running": 0}
+
+
+class BehindReplica(EchoEngine):
+    """An engine in a replica, as a gateway sees it."""
+
+    def __init__(self, replica: Any) -> None:
+        super().__init__()
+        self._replica = replica
+
+    async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
+        async for batch in self._replica.generate(request):
+            if isinstance(batch, UserError):
+                raise batch
+            for event in batch:
+                yield event
 
 
 class EndlessEngine(EchoEngine):
