@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -37,6 +38,15 @@ logger = logging.getLogger(__name__)
 LONGEST_ANSWER_S = 600.0
 """A replica that is taken away gets this long to finish the answers that it began."""
 
+
+_REQUEST_PATH = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+}
+"""How gateway and model run: one event loop in each, where Serve has three, since none of ours blocks it and a token pays
+for each crossing; gRPC from one to the other, since an actor call costs three times as much; access logs in blocks."""
 
 _BEING_REFUSED = 256
 """Requests beyond a model's limit that may be on their way to it, and from it, at one moment."""
@@ -83,7 +93,7 @@ class MonitorArgs(_Args):
 def gateway(args: GatewayArgs) -> Application:
     """HTTP in front of the models."""
     return GatewayReplica.options(  # type: ignore[attr-defined]
-        max_ongoing_requests=args.max_ongoing_requests, **_options(args.num_cpus)
+        max_ongoing_requests=args.max_ongoing_requests, **_options(args.num_cpus, env=_REQUEST_PATH)
     ).bind(args.registry_app)
 
 
@@ -100,7 +110,7 @@ def model(args: ModelArgs) -> Application:
         num_replicas=args.num_replicas,
         max_ongoing_requests=args.max_ongoing_requests + _BEING_REFUSED,
         max_queued_requests=_BEING_REFUSED,
-        **_options(args.num_cpus, args.num_gpus),
+        **_options(args.num_cpus, args.num_gpus, env=_REQUEST_PATH),
     ).bind(functools.partial(open_engine, args), objective)
 
 
@@ -397,9 +407,10 @@ def _source(uri: str, digest: str, quantization: str, engine: str, *, num_cpus: 
     )
 
 
-def _options(num_cpus: float, num_gpus: float = 0.0) -> dict[str, Any]:
+def _options(num_cpus: float, num_gpus: float = 0.0, env: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    runtime_env = {"runtime_env": {"env_vars": dict(env)}} if env else {}
     return {
-        "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": num_gpus},
+        "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": num_gpus, **runtime_env},
         "graceful_shutdown_timeout_s": LONGEST_ANSWER_S,
         "graceful_shutdown_wait_loop_s": 0.2,
     }

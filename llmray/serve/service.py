@@ -21,14 +21,6 @@ from llmray.serve.variants import GatewayConfig, Variant
 logger = logging.getLogger(__name__)
 
 GATEWAY_APP, REGISTRY_APP, MONITOR_APP = "gateway", "registry", "monitor"
-REQUEST_PATH_ENV = {
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-}
-"""One event loop in each replica of gateway and model, where Serve has three: none of ours blocks it, and each crossing from
-one to another costs a request, and each of its tokens again. The access log is written in blocks."""
 _TAKE_OVER_S = 60.0
 _GATEWAY, _MODEL, _REGISTRY = "Gateway", "Model", "RegistryBridge"
 
@@ -251,12 +243,12 @@ class Service:
         self.control.apply(changes, host=self._host, port=self._port)
 
     def _gateway_app(self, config: GatewayConfig, registry_app: str | None) -> dict[str, Any]:
-        app = self._app(GATEWAY_APP, "gateway", {"registry_app": registry_app}, route_prefix="/", env=REQUEST_PATH_ENV)
+        app = self._app(GATEWAY_APP, "gateway", {"registry_app": registry_app}, route_prefix="/")
         return app | {"deployments": [{"name": _GATEWAY, "user_config": config.model_dump()}]}
 
     def _model_app(self, source: ModelSource) -> dict[str, Any]:
         names = ("uri", "digest", "quantization", "engine", "num_cpus", "num_gpus", "num_replicas")
-        return self._app(source.app, "model", {name: getattr(source, name) for name in names}, env=REQUEST_PATH_ENV)
+        return self._app(source.app, "model", {name: getattr(source, name) for name in names})
 
     def _app(
         self,
