@@ -19,6 +19,9 @@ _HALF_LIFE_S = 10.0
 """An observation counts half as much after this long: a model that was slow for a moment is not refused for long."""
 _PRIOR_TOKENS = 64.0
 """How many observed tokens weigh as much as the speed that the engine says of itself."""
+_MARGIN = 0.8
+"""Share of the objective that an estimated delay may fill. Under overload the queue stands at its bound all the time, and an
+estimate that is right in the mean would be wrong for every other request."""
 _CHARACTERS_PER_TOKEN = 4.0
 _LEAST_RETRY_S = 1.0
 
@@ -67,10 +70,9 @@ def decide(
     if load.waiting >= objective.max_waiting:
         each_s = 0.0 if delay_s is None else delay_s / (load.waiting + 1)
         return Refuse(f"{load.waiting} requests wait already", max(_LEAST_RETRY_S, each_s))
-    if load.waiting and delay_s is not None and delay_s > objective.ttft_s:
-        return Refuse(
-            f"the first token would take about {delay_s:.1f} s", max(_LEAST_RETRY_S, delay_s - objective.ttft_s)
-        )
+    most_s = _MARGIN * objective.ttft_s
+    if load.waiting and delay_s is not None and delay_s > most_s:
+        return Refuse(f"the first token would take about {delay_s:.1f} s", max(_LEAST_RETRY_S, delay_s - most_s))
     return Admit(delay_s)  # alone before an idle engine, a long prompt is nobody's queue
 
 
