@@ -234,7 +234,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from llmray import cli_prompts  # which needs this module
+    from llmray import cli_keys, cli_prompts  # which need this module
 
     parser = _Parser(prog="llmray", description="Look at what llmray has made, promote it, and roll it back.")
     common = argparse.ArgumentParser(add_help=False)
@@ -276,6 +276,8 @@ def _parser() -> argparse.ArgumentParser:
     cli_prompts.add_commands(add, prompts.add_subparsers(required=True, metavar="COMMAND"))
     add("outputs", outputs).add_argument("id", nargs="?")
     add("aliases", aliases).add_argument("name")
+    keys = commands.add_parser("keys", help="API keys of the gateway, and quotas of projects.")
+    cli_keys.add_commands(add, keys.add_subparsers(required=True, metavar="COMMAND"))
     for name in ("runs", "alarms", "feedback", "outputs"):
         commands.choices[name].add_argument("--limit", type=_count, default=20, help="how many at most")
     for name in ("runs", "spend"):

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,14 +22,16 @@ from ray import serve
 from ray.serve import Application
 
 from llmray import storage
-from llmray.errors import InputError, NotFoundError, UnavailableError
+from llmray.errors import ConfigError, InputError, NotFoundError, UnavailableError
 from llmray.prices import price_list
 from llmray.prompt_store import RegistryPrompts
+from llmray.serve.access import is_loopback
+from llmray.serve.admission import Objective
 from llmray.serve.canary import RolloutResult
 from llmray.serve.control import ServeControl
 from llmray.serve.embedder import open_embedder
 from llmray.serve.engines import ModelArgs, checked_folder, open_engine
-from llmray.serve.ports import FeedbackRecord, OutputRecord
+from llmray.serve.ports import FeedbackRecord, Key, OutputRecord
 from llmray.serve.replica import MONITOR, REGISTRY, EmbedderReplica, GatewayReplica, ModelReplica
 from llmray.serve.rollout import RolloutPolicy
 from llmray.serve.service import MONITOR_APP, Deployed, ModelSource, Service
@@ -37,6 +40,19 @@ logger = logging.getLogger(__name__)
 
 LONGEST_ANSWER_S = 600.0
 """A replica that is taken away gets this long to finish the answers that it began."""
+
+
+_REQUEST_PATH = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+}
+"""How gateway and model run: one event loop in each, where Serve has three, since none of ours blocks it and a token pays
+for each crossing; gRPC from one to the other, since an actor call costs three times as much; access logs in blocks."""
+
+_BEING_REFUSED = 256
+"""Requests beyond a model's limit that may be on their way to it, and from it, at one moment."""
 
 
 class _Args(BaseModel):
@@ -91,18 +107,25 @@ class MonitorArgs(_Args):
 def gateway(args: GatewayArgs) -> Application:
     """HTTP in front of the models."""
     return GatewayReplica.options(  # type: ignore[attr-defined]
-        max_ongoing_requests=args.max_ongoing_requests, **_options(args.num_cpus)
+        max_ongoing_requests=args.max_ongoing_requests, **_options(args.num_cpus, env=_REQUEST_PATH)
     ).bind(args.registry_app)
 
 
 def model(args: ModelArgs) -> Application:
-    """One model, quantized as it is loaded."""
+    """One model, quantized as it is loaded.
+
+    Its replicas refuse what they will not take, so Serve's own queue, which nobody sees into, must always let that many
+    through, and some more that are being refused.
+    """
+    objective = Objective(
+        ttft_s=args.ttft_limit_s, max_waiting=args.max_waiting, max_requests=args.max_ongoing_requests
+    )
     return ModelReplica.options(  # type: ignore[attr-defined]
         num_replicas=args.num_replicas,
-        max_ongoing_requests=args.max_ongoing_requests,
-        max_queued_requests=args.max_queued_requests,
-        **_options(args.num_cpus, args.num_gpus),
-    ).bind(functools.partial(open_engine, args))
+        max_ongoing_requests=args.max_ongoing_requests + _BEING_REFUSED,
+        max_queued_requests=_BEING_REFUSED,
+        **_options(args.num_cpus, args.num_gpus, env=_REQUEST_PATH),
+    ).bind(functools.partial(open_engine, args), objective)
 
 
 def embedder(args: EmbedderArgs) -> Application:
@@ -176,13 +199,15 @@ def deploy(
         num_cpus: reserved for the model's replica.
 
     Raises:
-        ConfigError: an option that is impossible.
+        ConfigError: an option that is impossible, or other machines are let in and there is no API key.
         InputError: the folder does not hold that model.
         UnavailableError: the port is taken, the cluster is full or not there.
     """
     from llmray.registry.database import default_url
 
-    env = {"LLMRAY_DATABASE_URL": database_url or default_url(), "LLMRAY_HOME": storage.home()}
+    url = database_url or default_url()
+    _check_open_to(host, url)
+    env = {"LLMRAY_DATABASE_URL": url, "LLMRAY_HOME": storage.home()}
     return _service(host, port).deploy(
         _source(model_uri, digest, quantization, engine, num_cpus=num_cpus, num_gpus=num_gpus),
         name=name,
@@ -292,6 +317,25 @@ class RegistryBridge(RegistryPrompts):
             raise NotFoundError(f"there is no output {output_id}")
         return OutputRecord(**_shallow(found))
 
+    async def key(self, token: str) -> Key | None:
+        """Whom a token stands for."""
+        found = await asyncio.to_thread(self._registry.authenticate, token)
+        if found is None:
+            return None
+        quota = await asyncio.to_thread(self._registry.quota, found.project)
+        return Key(
+            id=found.token_id,
+            project=found.project,
+            user=found.user,
+            scopes=found.scopes,
+            requests_per_minute=quota.requests_per_minute,
+            tokens_per_minute=quota.tokens_per_minute,
+        )
+
+    async def any_keys(self) -> bool:
+        """Whether a key was ever made."""
+        return await asyncio.to_thread(self._registry.any_tokens)
+
     async def add_event(self, kind: str, subject: str, payload: Mapping[str, Any]) -> None:
         """Keep an event: an alarm, a step of a rollout."""
         await asyncio.to_thread(self._registry.add_event, kind, subject, payload)
@@ -319,6 +363,24 @@ class BridgeAlerts:
     async def alarm(self, payload: Mapping[str, Any]) -> None:
         """Keep an alarm."""
         await serve.get_deployment_handle(REGISTRY, self._app).alarm.remote(dict(payload))
+
+
+def _check_open_to(host: str, database_url: str) -> None:
+    """Other machines are let in only where keys tell who they are.
+
+    Raises:
+        ConfigError: there is no key.
+    """
+    from llmray.registry.registry import Registry
+
+    if is_loopback(host):
+        return
+    with Registry.open(database_url) as registry:
+        if not registry.any_tokens():
+            raise ConfigError(
+                f"host ({host}) lets other machines in, and there is no API key: make one first with "
+                f"`llmray keys create PROJECT`, or keep to 127.0.0.1"
+            )
 
 
 def _control() -> ServeControl:
@@ -364,9 +426,10 @@ def _source(uri: str, digest: str, quantization: str, engine: str, *, num_cpus: 
     )
 
 
-def _options(num_cpus: float, num_gpus: float = 0.0) -> dict[str, Any]:
+def _options(num_cpus: float, num_gpus: float = 0.0, env: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    runtime_env = {"runtime_env": {"env_vars": dict(env)}} if env else {}
     return {
-        "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": num_gpus},
+        "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": num_gpus, **runtime_env},
         "graceful_shutdown_timeout_s": LONGEST_ANSWER_S,
         "graceful_shutdown_wait_loop_s": 0.2,
     }

@@ -8,17 +8,18 @@ place where randomness is not a parameter.
 import hmac
 import secrets
 from collections.abc import Iterable
+from dataclasses import asdict, fields
 from datetime import datetime
 from typing import get_args
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from llmray.digest import digest_bytes
 from llmray.errors import ConfigError, NotFoundError
 from llmray.reference import check_name
 from llmray.registry import schema
 from llmray.registry.database import Part, affected, insert_new, upsert
-from llmray.registry.records import Identity, Role
+from llmray.registry.records import Identity, Quota, Role, TokenRecord
 
 _NOBODY = "0" * 64
 """Compared with where there is no such token, so that this takes as long."""
@@ -41,8 +42,7 @@ class Access(Part):
         if role not in get_args(Role):
             raise ConfigError(f"role ({role!r}) must be one of {', '.join(get_args(Role))}")
         with self._db.write() as connection:
-            if connection.execute(select(schema.projects.c.name).filter_by(name=project)).first() is None:
-                raise NotFoundError(f"there is no project {project!r}: make it with create_project")
+            self._check_project(connection, project)
             row = {"project": project, "user": user, "role": role, "created_at": self._db.now()}
             upsert(connection, schema.members, row)
 
@@ -99,9 +99,56 @@ class Access(Part):
         token_id = _parts(token)[0] or token
         with self._db.write() as connection:
             if connection.execute(select(schema.tokens.c.id).filter_by(id=token_id)).first() is None:
-                raise NotFoundError("there is no such token")
+                raise NotFoundError("there is no such token: see llmray keys list")
             ended = update(schema.tokens).filter_by(id=token_id, revoked_at=None)
             affected(connection, ended.values(revoked_at=self._db.now()))
+
+    def tokens(self, project: str | None = None) -> list[TokenRecord]:
+        """Tokens without their secrets, oldest first."""
+        tokens = schema.tokens
+        columns = [tokens.c[field.name] for field in fields(TokenRecord)]
+        query = select(*columns).order_by(tokens.c.created_at, tokens.c.id)
+        if project is not None:
+            query = query.where(tokens.c.project == project)
+        with self._db.read() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [TokenRecord(**{**row, "scopes": frozenset(row["scopes"])}) for row in rows]
+
+    def any_tokens(self) -> bool:
+        """Whether a token was ever made; revoked ones count, so that the end of the last one opens no door."""
+        with self._db.read() as connection:
+            return connection.execute(select(schema.tokens.c.id).limit(1)).first() is not None
+
+    def set_quota(self, project: str, quota: Quota) -> None:
+        """What a project may use from now on.
+
+        Raises:
+            NotFoundError: there is no such project.
+            ConfigError: a quota below one.
+        """
+        values = asdict(quota)
+        for name, value in values.items():
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} ({value}) must be a whole number from 1, or none for no limit")
+        with self._db.write() as connection:
+            self._check_project(connection, project)
+            connection.execute(update(schema.projects).filter_by(name=project).values(**values))
+
+    def quota(self, project: str) -> Quota:
+        """What a project may use.
+
+        Raises:
+            NotFoundError: there is no such project.
+        """
+        columns = schema.projects.c
+        query = select(columns.requests_per_minute, columns.tokens_per_minute).filter_by(name=project)
+        with self._db.read() as connection:
+            self._check_project(connection, project)
+            return Quota(**connection.execute(query).mappings().one())
+
+    def _check_project(self, connection: Connection, project: str) -> None:
+        if connection.execute(select(schema.projects.c.name).filter_by(name=project)).first() is None:
+            raise NotFoundError(f"there is no project {project!r}: make it with llmray keys create {project}")
 
 
 def _parts(token: str) -> tuple[str, str]:

@@ -213,6 +213,28 @@ class EventRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TokenRecord:
+    """A token as it is kept; its secret is not."""
+
+    id: str
+    project: str
+    user: str
+    scopes: frozenset[str]
+    """Empty for all."""
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quota:
+    """What a project may use; None for no limit."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Identity:
     """Who a token stands for and what it allows."""
 

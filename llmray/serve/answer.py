@@ -11,8 +11,16 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from llmray.serve.access import Caller, caller
 from llmray.serve.accounts import Accounts
-from llmray.serve.engine import RequestRefusedError, TokenEvent, TokenLogprob, last_user_text
+from llmray.serve.engine import (
+    DeadlineExceededError,
+    OverloadedError,
+    RequestRefusedError,
+    TokenEvent,
+    TokenLogprob,
+    last_user_text,
+)
 from llmray.serve.planning import Plan
 from llmray.serve.ports import Backend, OutputRecord
 from llmray.serve.variants import Variant
@@ -30,6 +38,7 @@ class Answer:
         self.cached_tokens = 0
         self.finish_reason: str | None = None
         self.logprobs: list[TokenLogprob] = []
+        self._caller = caller.get() or Caller()
         self._accounts = accounts
         self._started = started
         self._ttft_s: float | None = None
@@ -45,6 +54,8 @@ class Answer:
 
         Raises:
             RequestRefusedError: the engine cannot do what is asked.
+            OverloadedError: it would come too late.
+            DeadlineExceededError: the time that the request allows is over.
             UnavailableError: the model's application is not there.
         """
         self._open = True
@@ -54,7 +65,7 @@ class Answer:
         self._events = backend.submit(self.plan.request)
         try:
             self._first = await anext(self._events)
-        except RequestRefusedError:
+        except (RequestRefusedError, OverloadedError, DeadlineExceededError):
             await self._close("refused")
             raise
         except asyncio.CancelledError:
@@ -77,6 +88,9 @@ class Answer:
                 event = None if event.finish_reason is not None else await anext(self._events)
             outcome = self.finish_reason or "error"
         except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except DeadlineExceededError:
+            outcome = "deadline"
             raise
         except BaseException:
             outcome = "error"
@@ -113,6 +127,7 @@ class Answer:
         metrics.running.labels(name).dec()
         metrics.requests.labels(name, self.variant.digest, outcome).inc()
         self._accounts.count(self.variant.app, running=-1, errors=int(outcome == "error"))
+        self._caller.tokens += self.prompt_tokens + self.completion_tokens
         if self._first is not None:
             metrics.prompt_tokens.labels(name).inc(self.prompt_tokens)
             metrics.generation_tokens.labels(name).inc(self.completion_tokens)
@@ -145,6 +160,8 @@ class Answer:
             completion_tokens=self.completion_tokens,
             ttft_s=self._ttft_s,
             latency_s=latency_s,
+            project=self._caller.project,
+            key_id=self._caller.key_id,
             adapter=plan.request.adapter,
             choice=plan.choice,
             request_id=None if plan.alone else plan.request_id,

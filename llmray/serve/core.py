@@ -56,6 +56,8 @@ class Gateway:
         """
         self.config: GatewayConfig | None = None
         self.accounts = Accounts(ports.outputs, monitor=self._monitor, text_log=self._text_log, clock=clock)
+        self.keys = ports.keys
+        """Who may ask; None for anybody who reaches this gateway."""
         self._ports = ports
         self._backend = backend
         self._watcher = watcher

@@ -31,10 +31,12 @@ class ModelArgs(BaseModel):
     num_cpus: Annotated[float, Field(ge=0)] = 0.5
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     num_replicas: Annotated[int, Field(ge=1)] = 1
-    max_ongoing_requests: Annotated[int, Field(ge=1)] = 64
-    """Answers that one replica decodes in turn."""
-    max_queued_requests: Annotated[int, Field(ge=0)] = 256
-    """Answers that may wait at the gateway before others are refused with 429."""
+    ttft_limit_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds within which a request that is taken should have its first token; what would come later is refused."""
+    max_waiting: Annotated[int, Field(ge=1)] = 256
+    """Requests of one replica that may wait for their first token."""
+    max_ongoing_requests: Annotated[int, Field(ge=1)] = 512
+    """Requests that one replica may have under way, running or waiting."""
 
 
 def open_engine(args: ModelArgs) -> Engine:

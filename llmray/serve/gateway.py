@@ -16,13 +16,22 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from llmray.serve import openapi
+from llmray.serve.access import AccessControl
 from llmray.serve.core import Gateway
 from llmray.serve.embedder import Embedded
+from llmray.serve.engine import DeadlineExceededError
 from llmray.serve.intake import ClientLeftError, HeaderLimit, Limits, read_body, while_client_waits
 from llmray.serve.openapi import OUTPUT_ID_HEADER, body_of, responses
 from llmray.serve.output_routes import add_output_routes
 from llmray.serve.prompt_routes import add_prompt_routes
-from llmray.serve.protocol import ApiError, ChatRequest, CompletionRequest, EmbeddingRequest, FeedbackRequest
+from llmray.serve.protocol import (
+    ApiError,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    FeedbackRequest,
+    as_api_error,
+)
 from llmray.serve.reply import Reply
 from llmray.serve.shapes import shape_of
 from llmray.serve.sse import EventStream
@@ -30,8 +39,12 @@ from llmray.serve.sse import EventStream
 logger = logging.getLogger(__name__)
 
 
-def create_app(gateway: Gateway, limits: Limits | None = None) -> FastAPI:
-    """The HTTP face of a gateway."""
+def create_app(gateway: Gateway, limits: Limits | None = None, *, peers_known: bool = True) -> FastAPI:
+    """The HTTP face of a gateway.
+
+    Args:
+        peers_known: whether a connection shows where a client is, see `AccessControl`.
+    """
     limits = limits or Limits()
 
     @asynccontextmanager
@@ -41,6 +54,8 @@ def create_app(gateway: Gateway, limits: Limits | None = None) -> FastAPI:
         await gateway.close()
 
     app = FastAPI(title="llmray", summary="OpenAI-compatible answers whose origin is known", lifespan=lifespan)
+    if gateway.keys is not None:
+        app.add_middleware(AccessControl, ring=gateway.keys, peers_known=peers_known)
     app.add_middleware(HeaderLimit, limits=limits)
     _add_answers(app, gateway, limits)
     _add_models(app, gateway)
@@ -48,6 +63,7 @@ def create_app(gateway: Gateway, limits: Limits | None = None) -> FastAPI:
     add_output_routes(app, gateway)
     add_prompt_routes(app, gateway, limits)
     app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(DeadlineExceededError, _late)
     app.add_exception_handler(ClientLeftError, _client_left)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _our_error)
@@ -160,6 +176,11 @@ async def _api_error(_: Request, error: Exception) -> Response:
 
 async def _client_left(_: Request, __: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it; proxies log this number
+
+
+async def _late(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DeadlineExceededError)
+    return await _api_error(request, as_api_error(error))
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

@@ -1,6 +1,7 @@
 """`GET /v1/outputs/{id}`: where an answer came from, by the id that its response carried.
 
-Texts are left out where the log does not keep them. An id is 32 random digits: who has it was given it.
+Texts are left out where the log does not keep them. An id is 32 random digits: who has it was given it. What was asked
+with an API key is shown to its project only.
 """
 
 from dataclasses import asdict, fields
@@ -11,6 +12,7 @@ from fastapi.responses import Response
 
 from llmray.errors import NotFoundError, UnavailableError
 from llmray.serve import openapi
+from llmray.serve.access import caller
 from llmray.serve.core import Gateway
 from llmray.serve.ports import OutputRecord
 from llmray.serve.protocol import ApiError
@@ -32,4 +34,7 @@ def add_output_routes(app: FastAPI, gateway: Gateway) -> None:
             raise ApiError(404, str(error), code="output_not_found") from error
         except UnavailableError as error:
             raise ApiError(503, str(error), code="registry_unavailable", retry_after_s=1.0) from error
+        who = caller.get()
+        if who is not None and found.project is not None and found.project != who.project:
+            raise ApiError(404, f"there is no output {output_id}", code="output_not_found")
         return Response(orjson.dumps({"object": "output", **asdict(found)}), media_type="application/json")

@@ -100,7 +100,7 @@ class OutputRecord:
     completion: str
     """Empty where texts are not kept."""
     finish_reason: str
-    """`stop`, `length`, `cancelled` (the client left) or `error`."""
+    """`stop`, `length`, `cancelled` (the client left), `deadline` (its time was over) or `error`."""
     model_digest: str
     variant: str
     quantization: str

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from llmray.errors import GateRefusedError, InputError, NotFoundError, UnavailableError
 from llmray.reference import check_name
 from llmray.serve import openapi
+from llmray.serve.access import caller
 from llmray.serve.core import Gateway
 from llmray.serve.engine import RequestRefusedError
 from llmray.serve.intake import Limits, read_body
@@ -109,7 +110,7 @@ def _add_versions(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
                     messages=[{str(part): text for part, text in message.items()} for message in body.messages],
                     settings=body.settings,
                     message=body.message,
-                    author=body.author,
+                    author=_who(body.author),
                 )
             )
             return _json(_shown(version, await store.prompt_labels(version.name)))
@@ -127,7 +128,7 @@ def _add_labels(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
             name=name,
             label=label,
             versions=versions,
-            actor=body.actor,
+            actor=_who(body.actor),
             reason=body.reason,
             evidence=body.evidence,
         )
@@ -135,7 +136,7 @@ def _add_labels(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
 
     @app.delete(path, responses=responses(_LABEL))
     async def delete(name: str, label: str, actor: str = "user", reason: str = "") -> Response:
-        change = LabelChange(type="delete", name=name, label=label, actor=actor, reason=reason)
+        change = LabelChange(type="delete", name=name, label=label, actor=_who(actor), reason=reason)
         return await _changed(gateway, change)
 
     @app.post(
@@ -145,14 +146,14 @@ def _add_labels(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
     )
     async def rollback(name: str, label: str, request: Request) -> Response:
         body = await read_body(request, LabelRollback, limits)
-        change = LabelChange(type="rollback", name=name, label=label, actor=body.actor, reason=body.reason)
+        change = LabelChange(type="rollback", name=name, label=label, actor=_who(body.actor), reason=body.reason)
         return await _changed(gateway, change)
 
     @app.post(f"{path}/protection", openapi_extra=body_of(LabelProtection), responses=responses(_LABEL))
     async def protect(name: str, label: str, request: Request) -> Response:
         body = await read_body(request, LabelProtection, limits)
         kind: Literal["protect", "unprotect"] = "protect" if body.protected else "unprotect"
-        change = LabelChange(type=kind, name=name, label=label, actor=body.actor, reason=body.reason)
+        change = LabelChange(type=kind, name=name, label=label, actor=_who(body.actor), reason=body.reason)
         return await _changed(gateway, change)
 
 
@@ -186,6 +187,12 @@ class _Errors:
                 raise ApiError(409, str(error), param="evidence", code="gate_refused") from error
             case UnavailableError():
                 raise ApiError(503, str(error), code="registry_unavailable", retry_after_s=1.0) from error
+
+
+def _who(said: str) -> str:
+    """Who does it, by their own word, and by which key where there are keys."""
+    who = caller.get()
+    return said if who is None or who.key_id is None else f"{said} by key {who.key_id}"
 
 
 def _store(gateway: Gateway) -> PromptStore:

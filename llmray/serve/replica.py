@@ -6,24 +6,29 @@ costs no extra calls and the first token leaves at once. The gateway itself is `
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI
+from grpc.aio import AioRpcError
 from ray import serve
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from llmray.errors import LLMRayError, UnavailableError
+from llmray.errors import LLMRayError, UnavailableError, UserError
+from llmray.serve.admission import Admission, Objective
 from llmray.serve.core import Gateway
 from llmray.serve.embedder import Embedded, Embedder
-from llmray.serve.engine import Engine, EngineRequest, TokenEvent
+from llmray.serve.engine import DeadlineExceededError, Engine, EngineRequest, OverloadedError, TokenEvent
 from llmray.serve.gateway import create_app
 from llmray.serve.ports import (
     FeedbackRecord,
+    Key,
     LabelChange,
     Observation,
     OutputRecord,
@@ -54,7 +59,7 @@ class GatewayReplica:
         ports = Ports()
         if registry_app is not None:
             bridge = BridgePorts(registry_app)
-            ports = Ports(prompts=bridge, store=bridge, outputs=bridge, feedback=bridge)
+            ports = Ports(prompts=bridge, store=bridge, outputs=bridge, feedback=bridge, keys=bridge)
         backend = _cached(ModelBackend)
         self.core = Gateway(
             ports,
@@ -65,7 +70,7 @@ class GatewayReplica:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self.core)
+        return create_app(self.core, peers_known=not RAY_SERVE_ENABLE_HA_PROXY)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a new split of the traffic, or another model: no restart."""
@@ -81,27 +86,47 @@ class GatewayReplica:
 
 @serve.deployment(name=MODEL)
 class ModelReplica:
-    """One engine, alone with its weights."""
+    """One engine, alone with its weights, and who gets in."""
 
-    def __init__(self, make_engine: Callable[[], Engine]) -> None:
+    def __init__(self, make_engine: Callable[[], Engine], objective: Objective) -> None:
         self._engine = make_engine()
+        self._admission = Admission(objective, clock=time.monotonic)
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[list[TokenEvent], None]:
-        """Events of one answer, in lists."""
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[list[TokenEvent] | UserError, None]:
+        """Events of one answer, in lists; an error of the user's comes last, as a value.
+
+        Serve would write the stack of an error that is raised into its log, which a flood of refusals would fill.
+        """
+        try:
+            place = self._admission.enter(request, self._engine.load())
+        except UserError as error:
+            yield error
+            return
         ready: list[TokenEvent] = []
         wake = asyncio.Event()
-        task = asyncio.get_running_loop().create_task(_pump(self._engine.submit(request), ready, wake))
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(_pump(self._engine.submit(request), ready, wake))
+        task.add_done_callback(lambda _: wake.set())
+        limit = None if request.timeout_s is None else loop.call_later(request.timeout_s, task.cancel)
         try:
             while True:
                 await wake.wait()
                 wake.clear()
                 batch, ready[:] = list(ready), []
                 if batch:
+                    place.answered(batch[0].prompt_tokens)
                     yield batch
                 if task.done() and not ready:
+                    if task.cancelled():
+                        raise DeadlineExceededError(f"the {request.timeout_s:g} s that the request allows are over")
                     await task
                     return
+        except UserError as error:
+            yield error
         finally:
+            place.leave()
+            if limit is not None:
+                limit.cancel()
             task.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await task
@@ -139,7 +164,6 @@ async def _pump(events: AsyncGenerator[TokenEvent, None], ready: list[TokenEvent
             wake.set()
     finally:
         await events.aclose()
-        asyncio.get_running_loop().call_soon(wake.set)
 
 
 class ModelBackend:
@@ -148,7 +172,11 @@ class ModelBackend:
     def __init__(self, app: str) -> None:
         self._app = app
         self._model = serve.get_deployment_handle(MODEL, app)
-        self._handle = self._model.options(stream=True)
+        self._handle = self._model.options(
+            stream=True,
+            request_serialization="pickle",  # plain values, once a token: Serve's default is for closures, and slower
+            response_serialization="pickle",
+        )
 
     async def info(self) -> Mapping[str, Any]:
         """What runs there."""
@@ -159,13 +187,16 @@ class ModelBackend:
         finished = False
         try:
             async for batch in response:
+                if isinstance(batch, UserError):
+                    finished = True
+                    raise batch
                 for event in batch:
                     yield event
             finished = True
-        except BackPressureError as error:
+        except BackPressureError as error:  # admission refuses earlier; this holds while its replica does not answer
             finished = True
-            raise ApiError(429, "too many requests wait already", code="overloaded", retry_after_s=1.0) from error
-        except (RayError, RayServeException) as error:
+            raise OverloadedError("too many requests wait already: try again later", 1.0) from error
+        except (RayError, RayServeException, AioRpcError) as error:
             finished = True
             raise _ours(error, f"the model application {self._app}") from error
         finally:
@@ -239,12 +270,18 @@ class BridgePorts:
     async def put_feedback(self, feedback: FeedbackRecord) -> None:
         await self._call("put_feedback", feedback)
 
-    async def _call(self, method: str, argument: Any) -> Any:
+    async def key(self, token: str) -> Key | None:
+        return await self._call("key", token)
+
+    async def any_keys(self) -> bool:
+        return await self._call("any_keys")
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
         try:
-            return await asyncio.wait_for(getattr(self._handle, method).remote(argument), 5.0)
+            return await asyncio.wait_for(getattr(self._handle, method).remote(*arguments), 5.0)
         except TimeoutError as error:
             raise UnavailableError("the registry does not answer within 5 s") from error
-        except (RayError, RayServeException) as error:
+        except (RayError, RayServeException, AioRpcError) as error:
             raise _ours(error, "the registry") from error
 
 

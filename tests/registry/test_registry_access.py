@@ -9,6 +9,7 @@ from registry_values import Clock
 from llmray.errors import ConfigError, NotFoundError
 from llmray.registry import schema
 from llmray.registry.database import parse_url
+from llmray.registry.records import Quota
 from llmray.registry.registry import Registry
 
 
@@ -73,3 +74,31 @@ def test_only_members_of_a_project_with_a_known_role(project: Registry) -> None:
         project.add_member("nowhere", "ada", "viewer")
     with pytest.raises(ConfigError, match="owner, editor, viewer"):
         project.add_member("docs", "ada", "king")
+
+
+def test_tokens_are_listed_without_their_secrets_and_stay_when_they_have_ended(project: Registry, clock: Clock) -> None:
+    assert not project.any_tokens()
+    token = project.issue_token("docs", "ada", ["infer"], expires_at=clock.now + timedelta(days=1))
+    clock.now += timedelta(seconds=1)
+    project.create_project("other")
+    project.add_member("other", "bob", "viewer")
+    project.issue_token("other", "bob", [])
+    project.revoke_token(token)
+    first, second = project.tokens()
+    assert (first.id, first.project, first.user, first.scopes) == (token.split("-")[1], "docs", "ada", {"infer"})
+    assert (first.revoked_at, second.revoked_at) == (clock.now, None)
+    assert [one.user for one in project.tokens("other")] == ["bob"]
+    assert project.any_tokens()
+
+
+def test_a_project_has_a_quota(project: Registry) -> None:
+    assert project.quota("docs") == Quota()
+    project.set_quota("docs", Quota(requests_per_minute=60))
+    project.set_quota("docs", Quota(requests_per_minute=60, tokens_per_minute=1000))
+    assert project.quota("docs") == Quota(requests_per_minute=60, tokens_per_minute=1000)
+    with pytest.raises(ConfigError, match="tokens_per_minute"):
+        project.set_quota("docs", Quota(tokens_per_minute=0))
+    with pytest.raises(NotFoundError, match="llmray keys create"):
+        project.set_quota("nowhere", Quota())
+    with pytest.raises(NotFoundError):
+        project.quota("nowhere")

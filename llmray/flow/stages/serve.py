@@ -43,7 +43,7 @@ class ServeConfig:
     num_gpus: float = field(default=0.0, metadata=_PLACE)
     """GPUs reserved for each model."""
     host: str = field(default="127.0.0.1", metadata=_PLACE)
-    """Address to listen on; no keys are checked, so keep it local or put an authenticating proxy in front."""
+    """Address to listen on; one that other machines reach needs an API key first (`llmray keys create`)."""
     port: int = field(default=8000, metadata=_PLACE)
     """Port to listen on."""
     average_run_length: float = 10_000.0

@@ -1,0 +1,249 @@
+"""Admission as a policy and as a replica plays it: no cluster."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from memory_ports import Bench
+
+from llmray.errors import UserError
+from llmray.serve.admission import Admission, Admit, Objective, Place, Refuse, decide
+from llmray.serve.echo_engine import EchoEngine
+from llmray.serve.engine import (
+    DeadlineExceededError,
+    EngineLoad,
+    EngineRequest,
+    OverloadedError,
+    Sampling,
+    TokenEvent,
+)
+from llmray.serve.gateway import create_app
+from llmray.serve.replica import ModelReplica
+
+OBJECTIVE = Objective(ttft_s=2.0, max_waiting=4, max_requests=8)
+IDLE = EngineLoad(running=0, waiting=0, waiting_tokens=0, prefill_tokens_per_s=100.0)
+Replica: Callable[..., Any] = ModelReplica.func_or_class  # type: ignore[attr-defined]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def load(**changes: Any) -> EngineLoad:
+    return EngineLoad(**{name: changes.get(name, getattr(IDLE, name)) for name in IDLE.__dataclass_fields__})
+
+
+def ask(tokens: int = 10, timeout_s: float | None = None) -> EngineRequest:
+    return EngineRequest(id="1", prompt=tuple(range(tokens)), timeout_s=timeout_s)
+
+
+def test_the_queue_is_bounded_in_seconds() -> None:
+    assert decide(load(waiting=1, waiting_tokens=110), 50, OBJECTIVE) == Admit(1.6)
+    refused = decide(load(waiting=1, waiting_tokens=850), 50, OBJECTIVE)
+    assert isinstance(refused, Refuse)
+    assert refused.retry_after_s == pytest.approx(7.4)  # 9 s of work stand there, and 1.6 s may, of an objective of 2
+    assert decide(load(waiting=1, waiting_tokens=850, prefill_tokens_per_s=1000.0), 50, OBJECTIVE) == Admit(0.9)
+
+
+def test_and_in_requests_where_no_speed_is_known() -> None:
+    unknown = load(prefill_tokens_per_s=None, waiting_tokens=10**9)
+    assert decide(unknown, 50, OBJECTIVE) == Admit(None)
+    assert isinstance(decide(load(waiting=4, prefill_tokens_per_s=None), 1, OBJECTIVE), Refuse)
+    assert isinstance(decide(load(running=7, waiting=1), 1, OBJECTIVE), Refuse)
+
+
+def test_a_long_prompt_alone_is_nobodys_queue() -> None:
+    assert decide(IDLE, 10_000, OBJECTIVE) == Admit(100.0)
+    late = decide(IDLE, 10_000, OBJECTIVE, timeout_s=60.0)
+    assert isinstance(late, Refuse)
+    assert late.late
+
+
+@given(
+    st.integers(0, 10),
+    st.integers(0, 10),
+    st.integers(0, 10**6),
+    st.none() | st.floats(0.1, 1e6),
+    st.integers(1, 10**6),
+)
+def test_less_load_never_refuses_what_more_load_takes(
+    running: int, waiting: int, tokens: int, speed: float | None, prompt: int
+) -> None:
+    busy = load(running=running, waiting=waiting, waiting_tokens=tokens, prefill_tokens_per_s=speed)
+    calmer = load(running=running // 2, waiting=waiting // 2, waiting_tokens=tokens // 2, prefill_tokens_per_s=speed)
+    decision = decide(busy, prompt, OBJECTIVE)
+    if isinstance(decision, Admit):
+        assert isinstance(decide(calmer, prompt, OBJECTIVE), Admit)
+    else:
+        assert decision.retry_after_s >= 1.0
+
+
+def test_what_was_taken_counts_before_the_engine_has_seen_it_and_no_longer_than_it_is_there() -> None:
+    admission = Admission(OBJECTIVE, clock=Clock())
+    taken = [admission.enter(ask(20), IDLE) for _ in range(4)]
+    with pytest.raises(OverloadedError, match="4 requests wait"):
+        admission.enter(ask(20), IDLE)
+    assert (admission.waiting, admission.waiting_tokens, admission.refused) == (4, 80, 1)
+    taken[0].answered(20)
+    taken[0].answered(20)
+    assert admission.waiting == 3
+    taken.append(admission.enter(ask(20), IDLE))
+    for place in [*taken, *taken]:
+        place.leave()
+    assert (admission.requests, admission.waiting, admission.waiting_tokens) == (0, 0, 0)
+
+
+def test_the_speed_is_learned_from_what_waited_and_forgotten() -> None:
+    clock = Clock()
+    admission = Admission(Objective(ttft_s=2.0, max_waiting=99, max_requests=99), clock=clock)
+    fast = load(prefill_tokens_per_s=1e6)  # so says the engine, but decoding goes on between
+
+    def serve(places: list[Place], seconds: float) -> None:
+        clock.now += seconds
+        for place in places:
+            place.answered(100)
+            place.leave()
+
+    serve([admission.enter(ask(100), fast) for _ in range(10)], 10.0)
+    first = admission.enter(ask(100), fast)
+    with pytest.raises(OverloadedError) as refused:
+        admission.enter(ask(200), fast)
+    assert refused.value.retry_after_s >= 1.0
+    first.leave()
+    clock.now += 300.0
+    admission.enter(ask(100), fast)
+    admission.enter(ask(200), fast)
+
+
+def test_text_counts_by_what_texts_had_in_tokens() -> None:
+    admission = Admission(OBJECTIVE, clock=Clock())
+    chat = EngineRequest(
+        id="1", messages=({"role": "user", "content": "x" * 400}, {"role": "assistant", "content": None})
+    )
+    place = admission.enter(chat, IDLE)
+    assert admission.waiting_tokens == 100
+    place.answered(400)
+    admission.enter(chat, IDLE)
+    assert admission.waiting_tokens == 400
+
+
+def words(replica: Any, text: str, **fields: Any) -> Any:
+    """Everything that a replica says to one request."""
+
+    async def collect() -> list[Any]:
+        request = EngineRequest(id="1", prompt=text, **fields)
+        return [
+            item
+            async for batch in replica.generate(request)
+            for item in (batch if isinstance(batch, list) else [batch])
+        ]
+
+    return collect()
+
+
+def test_a_replica_sends_refusals_as_values() -> None:
+    replica = Replica(EchoEngine, Objective(ttft_s=1.0, max_waiting=1, max_requests=1))
+
+    async def scenario() -> None:
+        first = replica.generate(EngineRequest(id="1", prompt="one two"))
+        await anext(first)
+        [refusal] = await words(replica, "three")
+        assert isinstance(refusal, OverloadedError)
+        await first.aclose()
+        assert "".join(event.text for event in await words(replica, "three")) == "three"
+        [wrong] = await words(replica, "three", json_schema="{}")
+        assert isinstance(wrong, UserError)
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_ends_the_answer_and_frees_the_engine() -> None:
+    engine = EndlessEngine()
+    replica = Replica(lambda: engine, OBJECTIVE)
+
+    async def scenario() -> None:
+        *events, last = await words(replica, "go", timeout_s=0.05)
+        assert isinstance(last, DeadlineExceededError)
+        assert all(isinstance(event, TokenEvent) for event in events)
+        assert engine.left == 1
+        assert (replica._admission.requests, replica._admission.waiting) == (0, 0)
+
+    asyncio.run(scenario())
+
+
+def test_who_leaves_frees_the_engine_at_once() -> None:
+    engine = EndlessEngine()
+    replica = Replica(lambda: engine, OBJECTIVE)
+
+    async def scenario() -> None:
+        answer = replica.generate(EngineRequest(id="1", prompt="go", sampling=Sampling()))
+        await anext(answer)
+        await answer.aclose()
+        assert engine.left == 1
+        assert replica._admission.requests == 0
+
+    asyncio.run(scenario())
+
+
+def test_the_gateway_tells_who_is_refused_and_who_is_late() -> None:
+    engine = EndlessEngine()
+    replica = Replica(lambda: engine, Objective(ttft_s=2.0, max_waiting=4, max_requests=1))
+    bench = Bench(stable=BehindReplica(replica))
+    chat = {"model": "docs", "messages": [{"role": "user", "content": "go"}], "timeout_s": 0.05}
+
+    async def scenario() -> None:
+        app = create_app(bench.gateway)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+            bench.gateway.start()
+            late, refused = await asyncio.gather(
+                client.post("/v1/chat/completions", json=chat), client.post("/v1/chat/completions", json=chat)
+            )
+            cut = await client.post("/v1/chat/completions", json=chat | {"stream": True})
+            await bench.gateway.close()
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+        assert refused.headers["retry-after"] == "1"
+        assert cut.status_code == 200
+        assert '"code":"deadline_exceeded"' in cut.text
+        assert "[DONE]" not in cut.text
+
+    asyncio.run(scenario())
+    assert engine.left == 2
+    assert [record.finish_reason for record in bench.registry.outputs.values()] == ["deadline", "deadline"]
+    assert bench.gateway.traffic()["stable"] == {"requests": 3, "errors": 0, "running": 0}
+
+
+class BehindReplica(EchoEngine):
+    """An engine in a replica, as a gateway sees it."""
+
+    def __init__(self, replica: Any) -> None:
+        super().__init__()
+        self._replica = replica
+
+    async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
+        async for batch in self._replica.generate(request):
+            if isinstance(batch, UserError):
+                raise batch
+            for event in batch:
+                yield event
+
+
+class EndlessEngine(EchoEngine):
+    """Says one word and then nothing until it is left."""
+
+    left = 0
+
+    async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
+        try:
+            yield TokenEvent("on", 1, 1)
+            await asyncio.Event().wait()
+        finally:
+            self.left += 1
