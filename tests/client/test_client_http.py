@@ -4,14 +4,20 @@ import asyncio
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))
 from memory_ports import Bench
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # Ray Serve's own, from pydantic, as it is imported
+    from llmray.deployment import RegistryBridge
 
 from llmray.client.http import Client
 from llmray.errors import InputError, NotFoundError, UnavailableError
@@ -20,8 +26,8 @@ from llmray.serve.protocol import ChatRequest
 
 
 class Running:
-    def __init__(self) -> None:
-        self.bench = Bench()
+    def __init__(self, registry: Any = None) -> None:
+        self.bench = Bench(registry=registry)
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
         self._socket.listen()
@@ -75,10 +81,36 @@ def test_feedback_prompts_models_metrics(running: Running) -> None:
     assert [feedback.id for feedback in kept] == ids
     assert (kept[3].output_id, kept[3].other_output_id, kept[3].rule) == (second, first, "shorter wins")
     assert client.prompt("ask@production").variables == ("question", "topic")
+    assert client.output(first)["completion"] == "one two"
     assert client.models()[0]["variants"][0]["name"] == "stable"
     figures = {(sample.name, sample.labels.get("kind")): sample.value for sample in client.metrics()}
     assert figures["llmray_feedback_total", "preference"] == 1
     assert figures["llmray_generation_tokens_total", None] == 3
+
+
+def test_prompts_are_made_labelled_and_rolled_back_from_afar(llmray_home: Path) -> None:
+    running = Running(RegistryBridge.func_or_class())
+    try:
+        client = Client(running.url)
+        texts = [[{"role": "user", "content": text}] for text in ("What is {x}?", "Explain {x}.")]
+        made = [client.put_prompt("ask", text, settings={"temperature": 0.0}) for text in texts]
+        assert [(one.version, one.labels) for one in made] == [(1, ("latest",)), (2, ("latest",))]
+        assert client.label_prompt("ask@production", 1) == {"1": 1.0}
+        assert client.label_prompt("ask@production", {"1": 90, "2": 10}, reason="try it") == {"1": 90, "2": 10}
+        assert client.rollback_label("ask@production") == {"1": 1.0}
+        assert [one.labels for one in client.prompts()] == [("latest",), ("production",)]
+        client.protect_label("ask@production")
+        with pytest.raises(InputError, match="evidence is missing"):
+            client.label_prompt("ask@production", 2)
+        client.label_prompt("ask@production", 2, evidence={"decision": "promote"})
+        client.protect_label("ask@production", False)
+        client.delete_label("ask@production", reason="no more & never")
+        with pytest.raises(NotFoundError):
+            client.prompt("ask@production")
+        with pytest.raises(InputError, match="is no label"):
+            client.delete_label("ask:1")
+    finally:
+        running.stop()
 
 
 def test_refusals_are_errors_of_ours(running: Running) -> None:
