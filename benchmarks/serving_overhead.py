@@ -11,6 +11,7 @@ would, so that what is measured is the way of a request and not the queue for tw
 import argparse
 import asyncio
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -84,10 +85,10 @@ async def ask(port: int, key: str | None, requests: int) -> list[float]:
     left = iter(range(requests))
 
     async def client(number: int) -> list[float]:
-        connection = Connection("127.0.0.1", port, key=key)
-        await asyncio.sleep(serving_engines.STEP_S * number / CONCURRENCY)  # not all in one step
+        connection, draw = Connection("127.0.0.1", port, key=key), random.Random(number)
         found = []
         for _ in left:
+            await asyncio.sleep(draw.uniform(0.0, serving_engines.STEP_S))  # else all come to step together
             timed = await connection.chat(WORDS)
             if timed.status != 200 or not timed.body.endswith(b"data: [DONE]\n\n"):
                 raise RuntimeError(f"status {timed.status}: {timed.body[-500:]!r}")

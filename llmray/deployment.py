@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import BackpressureConfig
 
 from llmray import storage
 from llmray.errors import ConfigError, InputError, NotFoundError, UnavailableError
@@ -107,7 +108,10 @@ class MonitorArgs(_Args):
 def gateway(args: GatewayArgs) -> Application:
     """HTTP in front of the models."""
     return GatewayReplica.options(  # type: ignore[attr-defined]
-        max_ongoing_requests=args.max_ongoing_requests, **_options(args.num_cpus, env=_REQUEST_PATH)
+        max_ongoing_requests=args.max_ongoing_requests,
+        max_queued_requests=_BEING_REFUSED,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1.0),
+        **_options(args.num_cpus, env=_REQUEST_PATH),
     ).bind(args.registry_app)
 
 

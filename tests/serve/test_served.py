@@ -199,3 +199,24 @@ def test_gateway_process_never_imports_torch() -> None:
         "sys.exit(any(name.split('.')[0] in ('torch', 'transformers', 'sqlalchemy') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_once_there_is_a_key_everybody_needs_one(served: Served) -> None:
+    """The last one of this file: from here on the gateway asks for keys."""
+    registry, models = served.registry, f"{served.deployed.url}/models"
+    registry.create_project("docs")
+    registry.add_member("docs", "ada", "editor")
+    key = registry.issue_token("docs", "ada", ["infer"])
+    eventually(lambda: httpx.get(models).status_code == 401, "the gateway to ask for keys")
+    client = openai.OpenAI(base_url=served.deployed.url, api_key=key, max_retries=0, timeout=60)
+    answer = client.chat.completions.create(model="docs", messages=ASK, max_tokens=2)
+    with pytest.raises(openai.AuthenticationError):
+        served.client().chat.completions.create(model="docs", messages=ASK, max_tokens=2)
+    headers = {"authorization": f"Bearer {key}"}
+    assert httpx.get(f"http://127.0.0.1:{served.port}/metrics", headers=headers).status_code == 403
+    eventually(lambda: registry.output(answer.id) is not None, "the record of the answer")
+    output = registry.output(answer.id)
+    assert output is not None
+    assert (output.project, output.key_id) == ("docs", key.split("-")[1])
+    registry.revoke_token(key)
+    eventually(lambda: httpx.get(models, headers=headers).status_code == 401, "the key to end")
