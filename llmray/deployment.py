@@ -28,6 +28,7 @@ from llmray.serve.engines import ModelArgs, checked_folder, open_engine
 from llmray.serve.ports import FeedbackRecord, OutputRecord, PromptTemplate
 from llmray.serve.replica import MONITOR, REGISTRY, GatewayReplica, ModelReplica
 from llmray.serve.rollout import RolloutPolicy
+from llmray.serve.routing import replica_options
 from llmray.serve.service import MONITOR_APP, Deployed, ModelSource, Service
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def gateway(args: GatewayArgs) -> Application:
 def model(args: ModelArgs) -> Application:
     """One model, quantized as it is loaded."""
     return ModelReplica.options(  # type: ignore[attr-defined]
-        num_replicas=args.num_replicas,
+        **replica_options(args),
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
         **_options(args.num_cpus, args.num_gpus),

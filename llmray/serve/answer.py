@@ -10,19 +10,28 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from llmray.errors import InputError, LLMRayError, UnavailableError
-from llmray.serve.engine import ChatMessage, EngineRequest, RequestRefusedError, Sampling, TokenEvent, last_user_text
-from llmray.serve.metrics import GatewayMetrics
+from llmray.serve.engine import (
+    ChatMessage,
+    EngineLoad,
+    EngineRequest,
+    RequestRefusedError,
+    Sampling,
+    TokenEvent,
+    last_user_text,
+)
+from llmray.serve.metrics import Ended, EngineLoads, GatewayMetrics
 from llmray.serve.outbox import Outbox
 from llmray.serve.ports import Backend, FeedbackRecord, Observation, OutputRecord, Ports, PromptTemplate, Watcher
 from llmray.serve.prompts import PromptCache, render
 from llmray.serve.protocol import ApiError, ChatRequest, CompletionRequest, FeedbackRequest, refused
+from llmray.serve.request_log import notes
 from llmray.serve.variants import GatewayConfig, Variant, choose
 
 logger = logging.getLogger(__name__)
@@ -55,6 +64,7 @@ class Gateway:
         *,
         backend: Callable[[str], Backend],
         watcher: Callable[[str], Watcher],
+        engine_loads: Callable[[str], Awaitable[Mapping[str, EngineLoad]]] | None = None,
         clock: Callable[[], float] = time.time,
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
@@ -63,12 +73,14 @@ class Gateway:
         Args:
             backend: model application to its engine.
             watcher: monitor application to the monitor.
+            engine_loads: model application to how busy each of its replicas is; None where nobody can say.
         """
         self.metrics = GatewayMetrics()
         self.config: GatewayConfig | None = None
         self._ports = ports
         self._backend = backend
         self._watcher = watcher
+        self._engine_loads = engine_loads
         self._clock = clock
         self._new_id = new_id
         self._prompts = None if ports.prompts is None else PromptCache(ports.prompts, clock=time.monotonic)
@@ -99,6 +111,7 @@ class Gateway:
             ApiError: the request cannot be answered; status and field say why.
         """
         started = self._clock()
+        notes().model = body.model
         config = self._configured(body.model)
         plan = await self._plan(body, config)
         lost: LLMRayError | None = None
@@ -159,7 +172,7 @@ class Gateway:
             raise ApiError(503, str(error), param="prompt", code="registry_unavailable", retry_after_s=1.0) from error
 
     async def metrics_text(self) -> bytes:
-        """Prometheus text; a monitor that does not answer within a second is shown as down."""
+        """Prometheus text; a monitor that does not answer within a second is shown as down, an engine not at all."""
         status: Mapping[str, Any] | None = None
         if self.config is not None and self.config.monitor_app is not None:
             with suppress(Exception):
@@ -170,7 +183,12 @@ class Gateway:
             "llmray_tap_dropped_total": float(self._tap.dropped),
             "llmray_prompt_stale_total": float(self._prompts.stale if self._prompts else 0),
         }
-        return self.metrics.text(queues, status)
+        return self.metrics.text(queues, status, await self._busy())
+
+    @property
+    def model(self) -> str:
+        """Name that clients ask for."""
+        return "none" if self.config is None else self.config.model
 
     def traffic(self) -> dict[str, dict[str, int]]:
         """For each application, since this replica started: `requests`, `errors`, `running`."""
@@ -182,6 +200,7 @@ class Gateway:
 
     def ended(self, record: OutputRecord, text: str) -> None:
         """Take the account of an answer."""
+        notes().outputs.append(record)
         if self._ports.outputs is not None:
             self._log.put(record)
         if (
@@ -204,6 +223,19 @@ class Gateway:
         """Seconds since the epoch, by this gateway's clock."""
         return self._clock()
 
+    async def _busy(self) -> EngineLoads:
+        """Loads of the engines that answer within a second, by variant."""
+        if self.config is None or self._engine_loads is None:
+            return {}
+        variants = self.config.variants
+        asked = (asyncio.wait_for(self._engine_loads(variant.app), 1.0) for variant in variants)
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        return {
+            variant.name: loads
+            for variant, loads in zip(variants, found, strict=True)
+            if not isinstance(loads, BaseException)
+        }
+
     def _configured(self, model: str) -> GatewayConfig:
         if self.config is None:
             raise ApiError(503, "no model is deployed", code="model_unavailable", retry_after_s=1.0)
@@ -220,7 +252,9 @@ class Gateway:
         request_id = self._new_id()
         key = body.user or request_id
         if isinstance(body, CompletionRequest):
-            request = EngineRequest(id=request_id, prompt=body.prompt, sampling=_sampling(body.sampling_fields()))
+            request = EngineRequest(
+                id=request_id, prompt=body.prompt, sampling=_sampling(body.sampling_fields()), session=body.user
+            )
             return _Plan(
                 request=request, messages=({"role": "user", "content": body.prompt},), key=key, metadata=body.metadata
             )
@@ -235,7 +269,7 @@ class Gateway:
                 raise refused(error) from error
             fields = {name: value for name, value in prompt.settings.items() if name in _SETTINGS} | fields
         return _Plan(
-            request=EngineRequest(id=request_id, messages=messages, sampling=_sampling(fields)),
+            request=EngineRequest(id=request_id, messages=messages, sampling=_sampling(fields), session=body.user),
             messages=messages,
             key=key,
             prompt=prompt,
@@ -271,6 +305,9 @@ class Answer:
         self._events: AsyncGenerator[TokenEvent, None] | None = None
         self._first: TokenEvent | None = None
         self._open = False
+        self._prompt = None if plan.prompt is None else f"{plan.prompt.name}:{plan.prompt.version}"
+        self._figures = gateway.metrics.answer(gateway.model, variant.name, self._prompt)
+        notes().prompt = self._prompt
 
     async def begin(self, backend: Backend) -> None:
         """Await the first event.
@@ -281,7 +318,7 @@ class Answer:
         """
         self._open = True
         self._gateway.count(self.variant.app, requests=1, running=1)
-        self._gateway.metrics.running.labels(self.variant.name).inc()
+        self._figures.begun()
         self._events = backend.submit(self._plan.request)
         try:
             self._first = await anext(self._events)
@@ -331,7 +368,7 @@ class Answer:
         prompt = self._plan.prompt
         return {
             "output_id": self.id,
-            "prompt": None if prompt is None else f"{prompt.name}:{prompt.version}",
+            "prompt": self._prompt,
             "prompt_digest": None if prompt is None else prompt.digest,
             "model_digest": self.variant.digest,
             "variant": self.variant.name,
@@ -340,6 +377,7 @@ class Answer:
     def _take(self, event: TokenEvent) -> None:
         if self._ttft_s is None and event.num_tokens:
             self._ttft_s = self._gateway.now() - self._started
+            self._figures.first_token(self._ttft_s)
         self._pieces.append(event.text)
         self.prompt_tokens = event.prompt_tokens
         self.completion_tokens += event.num_tokens
@@ -350,16 +388,17 @@ class Answer:
             return
         self._open = False
         latency_s = self._gateway.now() - self._started
-        metrics, name = self._gateway.metrics, self.variant.name
-        metrics.running.labels(name).dec()
-        metrics.requests.labels(name, self.variant.digest, outcome).inc()
+        self._figures.ended(
+            Ended(
+                outcome=outcome,
+                prompt_tokens=self.prompt_tokens,
+                completion_tokens=self.completion_tokens,
+                ttft_s=self._ttft_s,
+                latency_s=latency_s,
+            )
+        )
         self._gateway.count(self.variant.app, running=-1, errors=int(outcome == "error"))
         if self._first is not None:
-            metrics.prompt_tokens.labels(name).inc(self.prompt_tokens)
-            metrics.generation_tokens.labels(name).inc(self.completion_tokens)
-            if self._ttft_s is not None:
-                metrics.ttft.labels(name).observe(self._ttft_s)
-            metrics.latency.labels(name).observe(latency_s)
             self._gateway.ended(self._record(outcome, latency_s), last_user_text(self._plan.messages))
         if self._events is not None:
             await self._events.aclose()

@@ -19,22 +19,32 @@ from starlette.exceptions import HTTPException
 from llmray.errors import LLMRayError
 from llmray.serve.answer import Answer, Gateway
 from llmray.serve.protocol import ApiError, ChatRequest, CompletionRequest, FeedbackRequest, parse
+from llmray.serve.request_log import RequestLog, notes
+from llmray.serve.traces import Traces, traces_to_collector
 
 logger = logging.getLogger(__name__)
 
 OUTPUT_ID_HEADER = "x-llmray-output-id"
 
 
-def create_app(gateway: Gateway) -> FastAPI:
-    """The HTTP face of a gateway."""
+def create_app(gateway: Gateway, traces: Traces | None = None) -> FastAPI:
+    """The HTTP face of a gateway.
+
+    Args:
+        traces: makes spans of requests; None for those that OpenTelemetry's variables ask for.
+    """
+    traces = traces or traces_to_collector("llmray-gateway")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         gateway.start()
         yield
         await gateway.close()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
     app = FastAPI(title="llmray", summary="OpenAI-compatible answers whose origin is known", lifespan=lifespan)
+    app.add_middleware(RequestLog, metrics=gateway.metrics, traces=traces)
     _add_answers(app, gateway)
     _add_rest(app, gateway)
     app.add_exception_handler(ApiError, _api_error)
@@ -189,6 +199,7 @@ async def _sse(answer: Answer, shape: _ChatShape | _CompletionShape, with_usage:
         raise
     except Exception as error:
         logger.exception("answer %s broke off", answer.id)
+        notes().code = "answer_broke_off"
         message = str(error) if isinstance(error, LLMRayError) else "the answer broke off"
         yield _data(ApiError(500, message, code="answer_broke_off").body())
         return
@@ -235,6 +246,7 @@ def _inline(node: Any, definitions: dict[str, Any]) -> Any:
 
 async def _api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    notes().code = error.code
     headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, round(error.retry_after_s)))}
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 

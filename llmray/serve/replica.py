@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,10 +19,13 @@ from ray.serve.handle import DeploymentHandle
 
 from llmray.errors import LLMRayError, UnavailableError
 from llmray.serve.answer import Gateway
-from llmray.serve.engine import Engine, EngineRequest, TokenEvent
+from llmray.serve.engine import Engine, EngineLoad, EngineRequest, TokenEvent
 from llmray.serve.gateway import create_app
 from llmray.serve.ports import FeedbackRecord, Observation, OutputRecord, Ports, PromptTemplate
 from llmray.serve.protocol import ApiError
+from llmray.serve.request_log import notes
+from llmray.serve.scaling import FirstTokens
+from llmray.serve.traces import traces_to_collector
 from llmray.serve.variants import GatewayConfig
 
 logger = logging.getLogger(__name__)
@@ -43,7 +46,9 @@ class GatewayReplica:
         if registry_app is not None:
             bridge = BridgePorts(registry_app)
             ports = Ports(prompts=bridge, outputs=bridge, feedback=bridge)
-        self.core = Gateway(ports, backend=_cached(ModelBackend), watcher=_cached(MonitorWatcher))
+        self.core = Gateway(
+            ports, backend=_cached(ModelBackend), watcher=_cached(MonitorWatcher), engine_loads=engine_loads
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self.core)
@@ -66,12 +71,14 @@ class ModelReplica:
 
     def __init__(self, make_engine: Callable[[], Engine]) -> None:
         self._engine = make_engine()
+        self._first_tokens = FirstTokens()
+        self._traces = traces_to_collector("llmray-model")
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[list[TokenEvent], None]:
         """Events of one answer, in lists."""
         ready: list[TokenEvent] = []
         wake = asyncio.Event()
-        task = asyncio.get_running_loop().create_task(_pump(self._engine.submit(request), ready, wake))
+        task = asyncio.get_running_loop().create_task(_pump(self._events(request), ready, wake))
         try:
             while True:
                 await wake.wait()
@@ -91,6 +98,20 @@ class ModelReplica:
         """What runs here."""
         return asdict(self._engine.info)
 
+    async def busy(self) -> tuple[str, EngineLoad]:
+        """This replica's name, and how busy it is."""
+        return serve.get_replica_context().replica_id.unique_id, self._engine.load()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve asks for every second where the number of replicas follows the load."""
+        return self._first_tokens.stats(self._engine.load())
+
+    def _events(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
+        load, events = self._engine.load(), self._first_tokens.timed(self._engine.submit(request))
+        if self._traces is None or request.trace is None:
+            return events
+        return self._traces.engine(request, self._engine.info, load, events)
+
     def check_health(self) -> None:
         """Serve replaces a replica whose engine died."""
         if self._engine.closed:
@@ -99,6 +120,8 @@ class ModelReplica:
     def __del__(self) -> None:
         if engine := getattr(self, "_engine", None):
             engine.close()
+        if traces := getattr(self, "_traces", None):
+            traces.close()
 
 
 async def _pump(events: AsyncGenerator[TokenEvent, None], ready: list[TokenEvent], wake: asyncio.Event) -> None:
@@ -119,7 +142,7 @@ class ModelBackend:
         self._handle = serve.get_deployment_handle(MODEL, app).options(stream=True)
 
     async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
-        response = self._handle.generate.remote(request)
+        response = self._handle.generate.remote(replace(request, trace=notes().trace))
         finished = False
         try:
             async for batch in response:
@@ -135,6 +158,15 @@ class ModelBackend:
         finally:
             if not finished:
                 response.cancel()
+
+
+async def engine_loads(app: str) -> dict[str, EngineLoad]:
+    """How busy each replica of a model application is.
+
+    Raises:
+        RayServeException: it has none now.
+    """
+    return dict(await serve.get_deployment_handle(MODEL, app).broadcast("busy").results_async())
 
 
 class MonitorWatcher:
