@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from llmray import console
 from llmray.errors import ConfigError, InputError, LLMRayError, NotFoundError
 from llmray.flow.run import mark_lost
+from llmray.integrations import kuberay
 from llmray.prices import price_list
 from llmray.reference import parse_reference
 from llmray.registry.differences import differing_fields, differing_rows, differing_text, why_again
@@ -248,6 +249,14 @@ def aliases(registry: Registry, arguments: argparse.Namespace) -> Answer:
     return Answer(value={"aliases": found, "events": events}, text=text)
 
 
+def render_kuberay(_: Registry, arguments: argparse.Namespace) -> Answer:
+    """A Serve file as a KubeRay RayService."""
+    import yaml
+
+    manifest = kuberay.render(arguments)
+    return Answer(value=manifest, text=yaml.safe_dump(manifest, sort_keys=False).rstrip())
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
@@ -293,6 +302,10 @@ def _parser() -> argparse.ArgumentParser:
     add("prompts", prompts).add_argument("name", nargs="?")
     add("outputs", outputs).add_argument("id", nargs="?")
     add("aliases", aliases).add_argument("name")
+    rendering = commands.add_parser("render", help="Write a Serve file for another system.").add_subparsers(
+        required=True, metavar="SYSTEM"
+    )
+    kuberay.add_options(add("kuberay", render_kuberay, rendering))
     for name in ("runs", "alarms", "feedback", "outputs"):
         commands.choices[name].add_argument("--limit", type=_count, default=20, help="how many at most")
     for name in ("runs", "spend"):
