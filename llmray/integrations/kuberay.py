@@ -214,7 +214,7 @@ def _need(app: Mapping[str, Any], args: Any) -> _Need:
     said: Mapping[str, Any] = next(iter(app.get("deployments", ())), {})
     actor = said.get("ray_actor_options", {})
     scaling = said.get("autoscaling_config") or {}
-    fixed = int(said.get("num_replicas") or getattr(args, "num_replicas", 1))
+    fixed: int = said.get("num_replicas", getattr(args, "num_replicas", 1))
     most = scaling.get("max_replicas") or getattr(args, "max_replicas", None)
     least = scaling.get("min_replicas", getattr(args, "min_replicas", 1))
     return _Need(
