@@ -27,6 +27,8 @@ PREFIX_CHARACTERS = 1024
 """How much of a prompt's beginning makes its key."""
 SHARE = 1.25
 """Requests under way that a replica may have, relative to the mean."""
+NEVER_TOO_MANY = 4
+"""Or so many, whatever the mean is: among few requests, one more is no imbalance."""
 
 
 def ranked(key: str, names: "list[str] | Mapping[str, int]") -> list[str]:
@@ -40,7 +42,7 @@ def choose(key: str, loads: Mapping[str, int]) -> list[str]:
     Args:
         loads: requests under way, by replica.
     """
-    bound = math.ceil(SHARE * (sum(loads.values()) + 1) / max(len(loads), 1))
+    bound = max(NEVER_TOO_MANY, math.ceil(SHARE * (sum(loads.values()) + 1) / max(len(loads), 1)))
     order = ranked(key, loads)
     return [name for name in order if loads[name] < bound] + [name for name in order if loads[name] >= bound]
 
