@@ -2,7 +2,7 @@
 
 One registry for each gateway, so that tests and replicas never share counters. What a client chooses (a model's name, a
 prompt) becomes a label only while there are few of them: an unbounded label is how a Prometheus server dies. Engines
-are asked when somebody scrapes, with a time limit, so a replica that hangs costs its own figures and no others.
+are asked when somebody scrapes, with a time limit, so a replica that hangs costs its variant's and no others.
 Rejected: Ray's own metrics as the only way out (they need Ray's metrics agent and a scrape of every node, and would
 count everything twice), and figures that replicas push (the gateway would have to guess which of them are gone).
 """

@@ -9,11 +9,13 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -23,7 +25,7 @@ from llmray.serve.engine import Engine, EngineLoad, EngineRequest, TokenEvent
 from llmray.serve.gateway import create_app
 from llmray.serve.ports import FeedbackRecord, Observation, OutputRecord, Ports, PromptTemplate
 from llmray.serve.protocol import ApiError
-from llmray.serve.request_log import notes
+from llmray.serve.request_log import notes, write_to
 from llmray.serve.scaling import FirstTokens
 from llmray.serve.traces import traces_to_collector
 from llmray.serve.variants import GatewayConfig
@@ -42,6 +44,8 @@ class GatewayReplica:
     """HTTP in, events out; its `user_config` is a `GatewayConfig`."""
 
     def __init__(self, registry_app: str | None) -> None:
+        replica = serve.get_replica_context().replica_id.unique_id
+        write_to(Path(get_serve_logs_dir()) / f"llmray_requests_{replica}.jsonl")
         ports = Ports()
         if registry_app is not None:
             bridge = BridgePorts(registry_app)

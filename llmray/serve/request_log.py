@@ -2,7 +2,8 @@
 
 An ASGI middleware sees every request, also those that are refused before there is an answer, and sees the end of a
 stream. What only the inside knows (output ids, tokens, the key) is noted on the way, in a `Notes` that a context
-variable carries. A logger that cannot keep up must not hold traffic up: refusals beyond `most_refusals_per_s` are
+variable carries; work that outlives its request must run in a context of its own. In a replica the lines go to a file
+beside Serve's logs. A logger that cannot keep up must not hold traffic up: refusals beyond `most_refusals_per_s` are
 counted rather than written. Rejected: logging from each route (the refused requests would be missing), and the
 server's access log (it knows no output ids).
 """
@@ -13,6 +14,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -22,6 +25,8 @@ from llmray.serve.ports import OutputRecord
 from llmray.serve.traces import Traces
 
 logger = logging.getLogger("llmray.request")
+
+_FILE_BYTES = 64 << 20
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -51,6 +56,14 @@ _NOTES: ContextVar[Notes | None] = ContextVar("llmray_request_notes", default=No
 def notes() -> Notes:
     """Of the request that this code runs for; one that nobody reads outside of a request."""
     return _NOTES.get() or Notes()
+
+
+def write_to(path: Path) -> None:
+    """Have the lines written to a file, which is put aside when it is large; once in a process."""
+    handler = RotatingFileHandler(path, maxBytes=_FILE_BYTES, backupCount=3, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 class RequestLog:
