@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from llmray import console
 from llmray.errors import ConfigError, InputError, LLMRayError, NotFoundError
 from llmray.flow.run import acting, mark_lost
+from llmray.integrations import kuberay
 from llmray.prices import price_list
 from llmray.reference import parse_reference
 from llmray.registry.differences import differing_fields, differing_rows, differing_text, why_again
@@ -228,6 +229,14 @@ def aliases(registry: Registry, arguments: argparse.Namespace) -> Answer:
     return Answer(value={"aliases": found, "events": events}, text=text)
 
 
+def render_kuberay(_: Registry, arguments: argparse.Namespace) -> Answer:
+    """A Serve file as a KubeRay RayService."""
+    import yaml
+
+    manifest = kuberay.render(arguments)
+    return Answer(value=manifest, text=yaml.safe_dump(manifest, sort_keys=False).rstrip())
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
@@ -278,6 +287,10 @@ def _parser() -> argparse.ArgumentParser:
     add("aliases", aliases).add_argument("name")
     keys = commands.add_parser("keys", help="API keys of the gateway, and quotas of projects.")
     cli_keys.add_commands(add, keys.add_subparsers(required=True, metavar="COMMAND"))
+    rendering = commands.add_parser("render", help="Write a Serve file for another system.").add_subparsers(
+        required=True, metavar="SYSTEM"
+    )
+    kuberay.add_options(add("kuberay", render_kuberay, rendering))
     for name in ("runs", "alarms", "feedback", "outputs"):
         commands.choices[name].add_argument("--limit", type=_count, default=20, help="how many at most")
     for name in ("runs", "spend"):

@@ -35,6 +35,7 @@ from llmray.serve.engines import ModelArgs, checked_folder, open_engine
 from llmray.serve.ports import FeedbackRecord, Key, OutputRecord
 from llmray.serve.replica import MONITOR, REGISTRY, EmbedderReplica, GatewayReplica, ModelReplica
 from llmray.serve.rollout import RolloutPolicy
+from llmray.serve.routing import replica_options
 from llmray.serve.service import MONITOR_APP, Deployed, ModelSource, Service
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def model(args: ModelArgs) -> Application:
         ttft_s=args.ttft_limit_s, max_waiting=args.max_waiting, max_requests=args.max_ongoing_requests
     )
     return ModelReplica.options(  # type: ignore[attr-defined]
-        num_replicas=args.num_replicas,
+        **replica_options(args),
         max_ongoing_requests=args.max_ongoing_requests + _BEING_REFUSED,
         max_queued_requests=_BEING_REFUSED,
         **_options(args.num_cpus, args.num_gpus, env=_REQUEST_PATH),

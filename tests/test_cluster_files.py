@@ -15,6 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray Serve's own, from pydantic, as it is imported
     from ray.serve.schema import ServeDeploySchema
 
+from llmray import deployment
 from llmray.serve.variants import GatewayConfig
 
 ROOT = Path(__file__).parents[1]
@@ -46,12 +47,22 @@ def check(config: dict[str, Any]) -> None:
 
 
 def test_there_are_serve_files() -> None:
-    assert {path.name for path in SERVE_FILES} >= {"cpu.yaml", "gpu.yaml"}
+    assert {path.name for path in SERVE_FILES} >= {"autoscaled.yaml", "cpu.yaml", "gpu.yaml", "haproxy.yaml"}
 
 
 @pytest.mark.parametrize("path", SERVE_FILES, ids=lambda path: path.name)
 def test_serve_file_is_valid(path: Path) -> None:
     check(read(path))
+
+
+@pytest.mark.parametrize("path", SERVE_FILES, ids=lambda path: path.name)
+def test_serve_file_builds_its_applications(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployment, "usual_questions", lambda _: ["What is a list?"])  # the file's data is to fill in
+    for app in read(path)["applications"]:
+        builder = getattr(deployment, app["import_path"].split(":")[1])
+        built = builder(builder_args(app["import_path"]).model_validate(app["args"]))
+        overridden = {one["name"] for one in app.get("deployments", ())}
+        assert overridden <= {built._bound_deployment.name}
 
 
 @pytest.mark.parametrize(

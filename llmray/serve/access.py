@@ -24,6 +24,7 @@ from llmray.serve.keys import Keys
 from llmray.serve.ports import Key, KeyRing
 from llmray.serve.protocol import ApiError
 from llmray.serve.quota import Exceeded, Quota
+from llmray.serve.request_log import notes
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -80,6 +81,7 @@ class AccessControl:
             await _refuse(send, error)
             return
         who = Caller() if key is None else Caller(key.project, key.id)
+        notes().key_id = who.key_id
         reset = caller.set(who)
         try:
             await self._app(scope, receive, send if quota is None else self._with_headers(send, quota))

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from llmray.serve.cost import SharedTime
-from llmray.serve.metrics import GatewayMetrics
+from llmray.serve.metrics import EngineLoads, GatewayMetrics
 from llmray.serve.outbox import Outbox
 from llmray.serve.ports import Observation, OutputRecord, OutputSink, Watcher
 from llmray.serve.text_log import kept, text_bytes
@@ -62,7 +62,7 @@ class Accounts:
         """Wait until every output so far is in the log, or cannot be."""
         await self._log.flush()
 
-    async def text(self, **figures: float) -> bytes:
+    async def text(self, engines: EngineLoads, **figures: float) -> bytes:
         """Prometheus text; a monitor that does not answer within a second is shown as down."""
         status: Mapping[str, Any] | None = None
         if (monitor := self._monitor()) is not None:
@@ -74,7 +74,7 @@ class Accounts:
             "llmray_tap_dropped_total": float(self._tap.dropped),
             **figures,
         }
-        return self.metrics.text(queues, status)
+        return self.metrics.text(queues, status, engines)
 
     def traffic(self) -> dict[str, dict[str, int]]:
         """For each application, since this replica started: `requests`, `errors`, `running`."""

@@ -21,8 +21,10 @@ from llmray.serve.engine import (
     TokenLogprob,
     last_user_text,
 )
+from llmray.serve.metrics import Ended
 from llmray.serve.planning import Plan
 from llmray.serve.ports import Backend, OutputRecord
+from llmray.serve.request_log import notes
 from llmray.serve.variants import Variant
 
 
@@ -48,6 +50,7 @@ class Answer:
         self._open = False
         self._shared_time = accounts.shared_time(variant.app)
         self._begun = 0.0
+        self._figures = accounts.metrics.answer(plan.model, variant.name, plan.prompt_version)
 
     async def begin(self, backend: Backend) -> None:
         """Await the first event.
@@ -61,7 +64,7 @@ class Answer:
         self._open = True
         self._begun = self._shared_time.begin()
         self._accounts.count(self.variant.app, requests=1, running=1)
-        self._accounts.metrics.running.labels(self.variant.name).inc()
+        self._figures.begun()
         self._events = backend.submit(self.plan.request)
         try:
             self._first = await anext(self._events)
@@ -110,6 +113,7 @@ class Answer:
     def _take(self, event: TokenEvent) -> None:
         if self._ttft_s is None and event.num_tokens:
             self._ttft_s = self._accounts.now() - self._started
+            self._figures.first_token(self._ttft_s)
         self._pieces.append(event.text)
         self.logprobs.extend(event.logprobs)
         self.prompt_tokens = event.prompt_tokens
@@ -123,20 +127,23 @@ class Answer:
         self._open = False
         latency_s = self._accounts.now() - self._started
         share_s = self._shared_time.end(self._begun)
-        metrics, name = self._accounts.metrics, self.variant.name
-        metrics.running.labels(name).dec()
-        metrics.requests.labels(name, self.variant.digest, outcome).inc()
+        self._figures.ended(
+            Ended(
+                outcome=outcome,
+                prompt_tokens=self.prompt_tokens,
+                completion_tokens=self.completion_tokens,
+                ttft_s=self._ttft_s,
+                latency_s=latency_s,
+            )
+        )
         self._accounts.count(self.variant.app, running=-1, errors=int(outcome == "error"))
         self._caller.tokens += self.prompt_tokens + self.completion_tokens
         if self._first is not None:
-            metrics.prompt_tokens.labels(name).inc(self.prompt_tokens)
-            metrics.generation_tokens.labels(name).inc(self.completion_tokens)
-            if self._ttft_s is not None:
-                metrics.ttft.labels(name).observe(self._ttft_s)
-            metrics.latency.labels(name).observe(latency_s)
             # the monitor watches what is asked, and n answers ask once
             text = last_user_text(self.plan.messages) if self.plan.sample == 0 else None
-            self._accounts.ended(self._record(outcome, latency_s, share_s), text)
+            record = self._record(outcome, latency_s, share_s)
+            notes().outputs.append(record)
+            self._accounts.ended(record, text)
         if self._events is not None:
             await self._events.aclose()
 

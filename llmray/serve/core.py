@@ -6,14 +6,15 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 
 from llmray.errors import InputError, LLMRayError, UnavailableError
 from llmray.serve.accounts import Accounts
 from llmray.serve.answer import Answer
 from llmray.serve.embedder import Embedded, Embedder
-from llmray.serve.engine import DeadlineExceededError, OverloadedError, RequestRefusedError
+from llmray.serve.engine import DeadlineExceededError, EngineLoad, OverloadedError, RequestRefusedError
+from llmray.serve.metrics import EngineLoads
 from llmray.serve.planning import Plan, make_plans
 from llmray.serve.ports import Backend, FeedbackRecord, Ports, PromptTemplate, Watcher
 from llmray.serve.prompts import PromptCache
@@ -26,6 +27,7 @@ from llmray.serve.protocol import (
     as_api_error,
 )
 from llmray.serve.reply import Reply
+from llmray.serve.request_log import notes
 from llmray.serve.text_log import check
 from llmray.serve.variants import GatewayConfig, TextLog, Variant, choose
 
@@ -43,6 +45,7 @@ class Gateway:
         watcher: Callable[[str], Watcher],
         embedder: Callable[[str], Embedder] | None = None,
         probe: Callable[[str], Awaitable[object]] | None = None,
+        engine_loads: Callable[[str], Awaitable[Mapping[str, EngineLoad]]] | None = None,
         clock: Callable[[], float] = time.time,
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
@@ -53,6 +56,7 @@ class Gateway:
             watcher: monitor application to the monitor.
             embedder: embedding application to its engine; None where there are none.
             probe: asks a model application whether it is there; None where it always is.
+            engine_loads: model application to how busy each of its replicas is; None where nobody can say.
         """
         self.config: GatewayConfig | None = None
         self.accounts = Accounts(ports.outputs, monitor=self._monitor, text_log=self._text_log, clock=clock)
@@ -63,6 +67,7 @@ class Gateway:
         self._watcher = watcher
         self._embedder = embedder
         self._probe = probe
+        self._engine_loads = engine_loads
         self._new_id = new_id
         self._prompts = None if ports.prompts is None else PromptCache(ports.prompts, clock=time.monotonic)
 
@@ -95,6 +100,7 @@ class Gateway:
             ApiError: the request cannot be answered; status and field say why.
         """
         started = self.accounts.now()
+        notes().model = body.model
         config = self._configured()
         adapter = self._adapter(config, body.model)
         if body.store and self._ports.outputs is None:
@@ -106,6 +112,7 @@ class Gateway:
             adapter=adapter,
             resolve=self.resolve_prompt,
         )
+        notes().prompt = plans[0].prompt_version
         lost: LLMRayError | None = None
         for _ in range(_ATTEMPTS):
             config = self._configured()
@@ -212,12 +219,27 @@ class Gateway:
             raise ApiError(503, str(error), param="prompt", code="registry_unavailable", retry_after_s=1.0) from error
 
     async def metrics_text(self) -> bytes:
-        """Prometheus text."""
-        return await self.accounts.text(llmray_prompt_stale_total=float(self._prompts.stale if self._prompts else 0))
+        """Prometheus text; an engine that does not answer within a second is left out."""
+        engines = await self._busy()
+        return await self.accounts.text(
+            engines, llmray_prompt_stale_total=float(self._prompts.stale if self._prompts else 0)
+        )
 
     def traffic(self) -> dict[str, dict[str, int]]:
         """For each application, since this replica started: `requests`, `errors`, `running`."""
         return self.accounts.traffic()
+
+    async def _busy(self) -> EngineLoads:
+        if self.config is None or self._engine_loads is None:
+            return {}
+        variants = self.config.variants
+        asked = (asyncio.wait_for(self._engine_loads(variant.app), 1.0) for variant in variants)
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        return {
+            variant.name: loads
+            for variant, loads in zip(variants, found, strict=True)
+            if not isinstance(loads, BaseException)
+        }
 
     def _configured(self) -> GatewayConfig:
         if self.config is None:

@@ -90,6 +90,10 @@ class EngineRequest:
     """Name of the LoRA adapter to answer with; None for the model itself."""
     timeout_s: float | None = None
     """Seconds from the arrival at the engine until the answer must have ended; None for no limit."""
+    session: str | None = None
+    """What the requests of one conversation or person share, for routing; None for none."""
+    trace: str | None = None
+    """W3C `traceparent` of the span that this request is a part of; None where nobody traces."""
 
 
 @dataclass(frozen=True, slots=True)

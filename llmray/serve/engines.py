@@ -1,9 +1,9 @@
 """Which engine a model application opens, and the check that its folder holds the model that was evaluated."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from llmray import artifact, storage
 from llmray.code_names import load_named
@@ -37,6 +37,31 @@ class ModelArgs(BaseModel):
     """Requests of one replica that may wait for their first token."""
     max_ongoing_requests: Annotated[int, Field(ge=1)] = 512
     """Requests that one replica may have under way, running or waiting."""
+    max_replicas: Annotated[int, Field(ge=1)] | None = None
+    """Most replicas; None for always `num_replicas`."""
+    min_replicas: Annotated[int, Field(ge=0)] = 1
+    """Fewest replicas where `max_replicas` is given; with 0, the first request after a pause waits for one to load."""
+    ttft_objective_s: Annotated[float, Field(gt=0)] = 2.0
+    """Seconds to the first token that the number of replicas is to keep."""
+    requests_per_replica: Annotated[float, Field(gt=0)] | None = None
+    """Requests under way that a replica should have; half of `max_ongoing_requests` by default."""
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 1.0
+    """Seconds for which more replicas must be wanted."""
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 300.0
+    """Seconds for which fewer must do, before each replica that goes."""
+    routing: Literal["power_of_two", "prefix", "session"] = "power_of_two"
+    """Which replica gets a request: the less busy of two; the one that has seen its prompt's beginning, or its `user`."""
+
+    @model_validator(mode="after")
+    def _one_number_of_replicas(self) -> "ModelArgs":
+        if self.max_replicas is None:
+            if "min_replicas" in self.model_fields_set:
+                raise ValueError("min_replicas: give max_replicas too, or num_replicas alone for a fixed number")
+        elif "num_replicas" in self.model_fields_set:
+            raise ValueError("num_replicas: leave it out where max_replicas is given")
+        elif self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas ({self.min_replicas}) must be at most max_replicas ({self.max_replicas})")
+        return self
 
 
 def open_engine(args: ModelArgs) -> Engine:

@@ -4,6 +4,7 @@ Bodies are read here rather than by FastAPI, so that every error has OpenAI's sh
 same models. Rejected: FastAPI's own validation (422 with another shape) and a middleware that rewrites its errors.
 """
 
+import asyncio
 import base64
 import logging
 from collections.abc import AsyncGenerator
@@ -33,30 +34,39 @@ from llmray.serve.protocol import (
     as_api_error,
 )
 from llmray.serve.reply import Reply
+from llmray.serve.request_log import RequestLog, notes
 from llmray.serve.shapes import shape_of
 from llmray.serve.sse import EventStream
+from llmray.serve.traces import Traces, traces_to_collector
 
 logger = logging.getLogger(__name__)
 
 
-def create_app(gateway: Gateway, limits: Limits | None = None, *, peers_known: bool = True) -> FastAPI:
+def create_app(
+    gateway: Gateway, limits: Limits | None = None, *, peers_known: bool = True, traces: Traces | None = None
+) -> FastAPI:
     """The HTTP face of a gateway.
 
     Args:
         peers_known: whether a connection shows where a client is, see `AccessControl`.
+        traces: makes spans of requests; None for those that OpenTelemetry's variables ask for.
     """
     limits = limits or Limits()
+    traces = traces or traces_to_collector("llmray-gateway")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         gateway.start()
         yield
         await gateway.close()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
     app = FastAPI(title="llmray", summary="OpenAI-compatible answers whose origin is known", lifespan=lifespan)
     if gateway.keys is not None:
         app.add_middleware(AccessControl, ring=gateway.keys, peers_known=peers_known)
     app.add_middleware(HeaderLimit, limits=limits)
+    app.add_middleware(RequestLog, metrics=gateway.accounts.metrics, traces=traces)
     _add_answers(app, gateway, limits)
     _add_models(app, gateway)
     _add_rest(app, gateway, limits)
@@ -168,6 +178,7 @@ def _model(gateway: Gateway, name: str) -> dict[str, Any]:
 
 async def _api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    notes().code = error.code
     headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, round(error.retry_after_s)))}
     if error.status in (408, 413):  # the rest of the body is not read
         headers["connection"] = "close"

@@ -30,6 +30,8 @@ class Plan:
     """What the model reads; a completion's text stands as one user message."""
     key: str
     """What the choice of a variant sticks to."""
+    model: str
+    """Name that the client asked for."""
     request_id: str
     """What the choices of one request share: the id of the first."""
     choice: int = 0
@@ -44,6 +46,11 @@ class Plan:
     documents: tuple[Mapping[str, Any], ...] = ()
     call_forced: bool = False
     """Whether `tool_choice` demands a call: then the schema in the engine's request is that of a call."""
+
+    @property
+    def prompt_version(self) -> str | None:
+        """`name:version`; None without a prompt."""
+        return None if self.prompt is None else f"{self.prompt.name}:{self.prompt.version}"
 
 
 async def make_plans(
@@ -80,6 +87,7 @@ async def make_plans(
                 id=request_id if choice == 0 else new_id(),
                 adapter=adapter,
                 timeout_s=body.timeout_s,
+                session=body.user,
                 sampling=replace(plan.request.sampling, seed=_seed(plan.request.sampling.seed, sample)),
             ),
             choice=choice,
@@ -97,7 +105,9 @@ def _plan_completion(body: CompletionRequest, request_id: str, prompt: str | tup
     if not isinstance(prompt, str):
         message = {**message, "token_ids": list(prompt)}
     request = EngineRequest(id=request_id, prompt=prompt, sampling=_sampling(body, body.max_tokens), echo=body.echo)
-    return Plan(request=request, messages=(message,), key=body.user or request_id, request_id=request_id)
+    return Plan(
+        request=request, messages=(message,), key=body.user or request_id, model=body.model, request_id=request_id
+    )
 
 
 async def _plan_chat(body: ChatRequest, request_id: str, default_prompt: str | None, resolve: Resolve) -> Plan:
@@ -120,6 +130,7 @@ async def _plan_chat(body: ChatRequest, request_id: str, default_prompt: str | N
         request=request,
         messages=messages,
         key=body.user or request_id,
+        model=body.model,
         request_id=request_id,
         prompt=prompt,
         prompt_reference=reference,

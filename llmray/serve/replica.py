@@ -9,7 +9,8 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,6 +18,7 @@ from grpc.aio import AioRpcError
 from ray import serve
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
+from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -24,7 +26,7 @@ from llmray.errors import LLMRayError, UnavailableError, UserError
 from llmray.serve.admission import Admission, Objective
 from llmray.serve.core import Gateway
 from llmray.serve.embedder import Embedded, Embedder
-from llmray.serve.engine import DeadlineExceededError, Engine, EngineRequest, OverloadedError, TokenEvent
+from llmray.serve.engine import DeadlineExceededError, Engine, EngineLoad, EngineRequest, OverloadedError, TokenEvent
 from llmray.serve.gateway import create_app
 from llmray.serve.ports import (
     FeedbackRecord,
@@ -39,6 +41,9 @@ from llmray.serve.ports import (
     PromptVersion,
 )
 from llmray.serve.protocol import ApiError
+from llmray.serve.request_log import notes, write_to
+from llmray.serve.scaling import FirstTokens
+from llmray.serve.traces import traces_to_collector
 from llmray.serve.variants import GatewayConfig
 
 logger = logging.getLogger(__name__)
@@ -56,6 +61,8 @@ class GatewayReplica:
     """HTTP in, events out; its `user_config` is a `GatewayConfig`."""
 
     def __init__(self, registry_app: str | None) -> None:
+        replica = serve.get_replica_context().replica_id.unique_id
+        write_to(Path(get_serve_logs_dir()) / f"llmray_requests_{replica}.jsonl")
         ports = Ports()
         if registry_app is not None:
             bridge = BridgePorts(registry_app)
@@ -67,6 +74,7 @@ class GatewayReplica:
             watcher=_cached(MonitorWatcher),
             embedder=_cached(EmbedderBackend),
             probe=lambda app: backend(app).info(),
+            engine_loads=lambda app: backend(app).loads(),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -91,6 +99,8 @@ class ModelReplica:
     def __init__(self, make_engine: Callable[[], Engine], objective: Objective) -> None:
         self._engine = make_engine()
         self._admission = Admission(objective, clock=time.monotonic)
+        self._first_tokens = FirstTokens()
+        self._traces = traces_to_collector("llmray-model")
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[list[TokenEvent] | UserError, None]:
         """Events of one answer, in lists; an error of the user's comes last, as a value.
@@ -105,7 +115,7 @@ class ModelReplica:
         ready: list[TokenEvent] = []
         wake = asyncio.Event()
         loop = asyncio.get_running_loop()
-        task = loop.create_task(_pump(self._engine.submit(request), ready, wake))
+        task = loop.create_task(_pump(self._events(request), ready, wake))
         task.add_done_callback(lambda _: wake.set())
         limit = None if request.timeout_s is None else loop.call_later(request.timeout_s, task.cancel)
         try:
@@ -135,6 +145,14 @@ class ModelReplica:
         """What runs here."""
         return asdict(self._engine.info)
 
+    async def busy(self) -> tuple[str, EngineLoad]:
+        """This replica's name, and how busy it is."""
+        return serve.get_replica_context().replica_id.unique_id, self._engine.load()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve asks for every second where the number of replicas follows the load."""
+        return self._first_tokens.stats(self._engine.load())
+
     def check_health(self) -> None:
         """Serve replaces a replica whose engine died."""
         if self._engine.closed:
@@ -143,6 +161,14 @@ class ModelReplica:
     def __del__(self) -> None:
         if engine := getattr(self, "_engine", None):
             engine.close()
+        if traces := getattr(self, "_traces", None):
+            traces.close()
+
+    def _events(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
+        load, events = self._engine.load(), self._first_tokens.timed(self._engine.submit(request))
+        if self._traces is None or request.trace is None:
+            return events
+        return self._traces.engine(request, self._engine.info, load, events)
 
 
 @serve.deployment(name=EMBEDDER)
@@ -182,8 +208,16 @@ class ModelBackend:
         """What runs there."""
         return await self._model.info.remote()
 
+    async def loads(self) -> dict[str, EngineLoad]:
+        """How busy each of its replicas is.
+
+        Raises:
+            RayServeException: it has none now.
+        """
+        return dict(await self._model.broadcast("busy").results_async())
+
     async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
-        response = self._handle.generate.remote(request)
+        response = self._handle.generate.remote(replace(request, trace=notes().trace))
         finished = False
         try:
             async for batch in response:

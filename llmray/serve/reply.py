@@ -80,7 +80,7 @@ class Reply:
         return {
             "output_id": self.id,
             "output_ids": [answer.id for answer in self.answers],
-            "prompt": None if prompt is None else f"{prompt.name}:{prompt.version}",
+            "prompt": first.plan.prompt_version,
             "prompt_digest": None if prompt is None else prompt.digest,
             "model_digest": first.variant.digest,
             "variant": first.variant.name,

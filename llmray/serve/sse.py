@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from llmray.errors import LLMRayError
 from llmray.serve.protocol import ApiError, as_api_error
 from llmray.serve.reply import Reply
+from llmray.serve.request_log import notes
 from llmray.serve.shapes import Shape
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,10 @@ async def _events(reply: Reply, shape: Shape, *, with_usage: bool) -> AsyncGener
         raise
     except Exception as error:
         logger.exception("answer %s broke off", reply.id)
-        told = as_api_error(error) if isinstance(error, LLMRayError) else None
-        yield _data((told or ApiError(500, "the answer broke off", code="answer_broke_off")).body())
+        broke_off = ApiError(500, "the answer broke off", code="answer_broke_off")
+        told = as_api_error(error) if isinstance(error, LLMRayError) else broke_off
+        notes().code = told.code
+        yield _data(told.body())
         return
     if with_usage:
         yield _data(shape.usage())

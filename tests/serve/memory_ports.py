@@ -156,6 +156,7 @@ class Bench:
             changes["variants"] = [first.model_copy(update={"adapters": changes.pop("adapters")}), *others]
         self.gateway.configure(self.gateway.config.model_copy(update=changes))
 
+
 async def finish(answer: Answer) -> None:
     """Read an answer to its end."""
     async for _ in answer.events():

@@ -308,9 +308,10 @@ def test_models_health_prompts_and_metrics() -> None:
         await client.post("/v1/chat/completions", json=CHAT)
         text = (await client.get("/metrics")).text
         for line in (
-            f'llmray_requests_total{{model_digest="{"a" * 64}",status="stop",variant="stable"}} 1.0',
-            'llmray_generation_tokens_total{variant="stable"} 3.0',
-            'llmray_time_to_first_token_seconds_count{variant="stable"} 1.0',
+            'llmray_request_success_total{finished_reason="stop",model="docs",prompt="none",variant="stable"} 1.0',
+            'llmray_generation_tokens_total{model="docs",prompt="none",variant="stable"} 3.0',
+            'llmray_time_to_first_token_seconds_count{model="docs",prompt="none",variant="stable"} 1.0',
+            'llmray_request_refused_total{code="prompt_not_found",status="404"} 1.0',
             "llmray_tap_dropped_total 0.0",
             "llmray_monitor_alarms_total 1.0",
             "llmray_monitor_statistic 2.5",

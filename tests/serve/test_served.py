@@ -140,7 +140,7 @@ def test_client_that_hangs_up_frees_the_engine(served: Served) -> None:
     assert output.finish_reason == "cancelled"
     metrics = f"http://127.0.0.1:{served.port}/metrics"
     eventually(
-        lambda: 'llmray_requests_running{variant="stable"} 0.0' in httpx.get(metrics).text, "the engine to be free"
+        lambda: 'llmray_num_requests_running{variant="stable"} 0.0' in httpx.get(metrics).text, "the engine to be free"
     )
 
 

@@ -1,0 +1,4 @@
+"""Doors into other systems; each an option that the rest of llmray does not know of.
+
+A file each: `kuberay` renders a Serve file for Kubernetes.
+"""
