@@ -43,8 +43,8 @@ class ModelArgs(BaseModel):
     """Fewest replicas where `max_replicas` is given; with 0, the first request after a pause waits for one to load."""
     ttft_objective_s: Annotated[float, Field(gt=0)] = 2.0
     """Seconds to the first token that the number of replicas is to keep."""
-    requests_per_replica: Annotated[float, Field(gt=0)] | None = None
-    """Requests under way that a replica should have; half of `max_ongoing_requests` by default."""
+    requests_per_replica: Annotated[float, Field(gt=0)] = 32
+    """Requests under way that a replica should have."""
     upscale_delay_s: Annotated[float, Field(ge=0)] = 1.0
     """Seconds for which more replicas must be wanted."""
     downscale_delay_s: Annotated[float, Field(ge=0)] = 300.0

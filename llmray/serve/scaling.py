@@ -125,7 +125,7 @@ def autoscaling_config(args: "ModelArgs") -> "AutoscalingConfig | None":
                 policy_function="llmray.serve.scaling:TokenScaling",
                 policy_kwargs={
                     "ttft_objective_s": args.ttft_objective_s,
-                    "requests_per_replica": args.requests_per_replica or args.max_ongoing_requests / 2,
+                    "requests_per_replica": args.requests_per_replica,
                 },
             ),
         )

@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from memory_ports import ASK, Bench
+from memory_ports import Bench
 from scripted_model import ScriptedEngine
 from test_gateway import TOOL, post, run
 
 from llmray.serve.engine import DeadlineExceededError, EngineRequest, OverloadedError, TokenEvent
-from llmray.serve.ports import PromptTemplate
+from llmray.serve.ports import PromptChoice, PromptTemplate
 
 ADD = {
     "type": "function",
@@ -166,9 +166,8 @@ def test_every_setting_reaches_the_engine_and_the_record() -> None:
 def test_a_prompts_settings_hold_where_the_request_says_nothing() -> None:
     on = bench()
     settings = {"presence_penalty": 1.0, "max_tokens": 9, "response_format": {"type": "json_object"}, "tools": [ADD]}
-    on.registry.prompts["set@production"] = PromptTemplate(
-        name="set", version=1, digest="e" * 64, messages=[], settings=settings
-    )
+    template = PromptTemplate(name="set", version=1, digest="e" * 64, messages=[], settings=settings)
+    on.registry.prompts["set@production"] = PromptChoice(versions=[(template, 1.0)])
     body = say("x", prompt="set@production")
     post(on, "/v1/chat/completions", body)
     post(on, "/v1/chat/completions", body | {"presence_penalty": 0, "max_completion_tokens": 2, "tools": []})
@@ -176,9 +175,8 @@ def test_a_prompts_settings_hold_where_the_request_says_nothing() -> None:
     assert (first.sampling.presence_penalty, first.sampling.max_tokens, len(first.tools)) == (1.0, 9, 1)
     assert first.json_schema is not None
     assert (second.sampling.presence_penalty, second.sampling.max_tokens, len(second.tools)) == (0.0, 2, 0)
-    on.registry.prompts["wrong@production"] = PromptTemplate(
-        name="wrong", version=1, digest="f" * 64, messages=ASK.messages[:0], settings={"temperature": 9}
-    )
+    template = PromptTemplate(name="wrong", version=1, digest="f" * 64, messages=[], settings={"temperature": 9})
+    on.registry.prompts["wrong@production"] = PromptChoice(versions=[(template, 1.0)])
     wrong = post(on, "/v1/chat/completions", say("x", prompt="wrong@production"))
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "prompt")
 
