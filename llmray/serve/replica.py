@@ -50,8 +50,12 @@ class GatewayReplica:
         if registry_app is not None:
             bridge = BridgePorts(registry_app)
             ports = Ports(prompts=bridge, outputs=bridge, feedback=bridge)
+        loads = _cached(ModelLoads)
         self.core = Gateway(
-            ports, backend=_cached(ModelBackend), watcher=_cached(MonitorWatcher), engine_loads=engine_loads
+            ports,
+            backend=_cached(ModelBackend),
+            watcher=_cached(MonitorWatcher),
+            engine_loads=lambda app: loads(app).now(),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -164,13 +168,19 @@ class ModelBackend:
                 response.cancel()
 
 
-async def engine_loads(app: str) -> dict[str, EngineLoad]:
-    """How busy each replica of a model application is.
+class ModelLoads:
+    """How busy the replicas of a model application are."""
 
-    Raises:
-        RayServeException: it has none now.
-    """
-    return dict(await serve.get_deployment_handle(MODEL, app).broadcast("busy").results_async())
+    def __init__(self, app: str) -> None:
+        self._handle = serve.get_deployment_handle(MODEL, app)
+
+    async def now(self) -> dict[str, EngineLoad]:
+        """By replica.
+
+        Raises:
+            RayServeException: it has none now.
+        """
+        return dict(await self._handle.broadcast("busy").results_async())
 
 
 class MonitorWatcher:
