@@ -13,7 +13,7 @@ Serve loads the router by value in each process that has a handle to the model.
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ray.serve.config import RequestRouterConfig
@@ -31,9 +31,13 @@ NEVER_TOO_MANY = 4
 """Or so many, whatever the mean is: among few requests, one more is no imbalance."""
 
 
-def ranked(key: str, names: "list[str] | Mapping[str, int]") -> list[str]:
+def ranked(key: str, names: Iterable[str]) -> list[str]:
     """Names by rendezvous hashing: the first is the key's own."""
-    return sorted(names, key=lambda name: hashlib.blake2b(f"{name}\0{key}".encode(), digest_size=8).digest())
+
+    def weight(name: str) -> bytes:
+        return hashlib.blake2b(f"{name}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+    return sorted(names, key=weight)
 
 
 def choose(key: str, loads: Mapping[str, int]) -> list[str]:
@@ -83,7 +87,7 @@ class AffinityRouter(RequestRouter):
         request = pending_request.args[0] if pending_request.args else None
         key = self._key_of(request) if isinstance(request, EngineRequest) else None
         if key is None:
-            order = ranked(pending_request.metadata.internal_request_id, list(by_name))
+            order = ranked(pending_request.metadata.internal_request_id, by_name)
             return [[by_name[name] for name in part] for part in (order[:2], order[2:]) if part]
         loads = {name: self._under_way(replica.replica_id) for name, replica in by_name.items()}
         return [[by_name[name]] for name in choose(key, loads)]

@@ -61,6 +61,7 @@ def test_turns_of_a_chat_and_prompts_that_begin_alike_share_a_key() -> None:
     assert prefix_key(EngineRequest(id="a", prompt=long + "1")) == prefix_key(EngineRequest(id="b", prompt=long + "2"))
     assert prefix_key(EngineRequest(id="a", prompt=(1, 2, 3))) == "1,2,3"
     assert prefix_key(EngineRequest(id="a", prompt="")) is None
+    assert choose("\ud800", {"a": 0, "b": 0})
     assert prefix_key(chat(("user", None))) is not None  # type: ignore[arg-type]
 
 
