@@ -67,7 +67,7 @@ def documented(*, answerable: bool) -> Any:
 schema = documented(answerable=False)
 chats = documented(answerable=True)
 bounded = settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     database=None,
     derandomize=True,
