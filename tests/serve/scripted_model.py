@@ -84,6 +84,8 @@ def fitting(schema: Any, root: Mapping[str, Any], text: str) -> Any:
     if options := schema.get("anyOf") or schema.get("allOf"):
         return fitting(options[0], root, text)
     match schema.get("type", "object"):
+        case "object" if "properties" not in schema:
+            return dict.fromkeys(re.findall(r"'(\w+)'", text), "cats")
         case "object":
             return {name: fitting(inner, root, text) for name, inner in schema.get("properties", {}).items()}
         case "string":
