@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from llmray import storage
+from llmray.sentences import SentenceEncoder, minilm_folder
 from llmray.serve.engine import RequestRefusedError
 
 
@@ -38,20 +40,17 @@ class Embedder(Protocol):
         ...
 
 
-class Encoder(Protocol):
-    """A model: `llmray.sentences.SentenceEncoder`."""
+def open_embedder(uri: str) -> "EmbeddingEngine":
+    """The engine of a model: `minilm`, or a folder.
 
-    max_tokens: int
-
-    def count(self, text: str) -> int:
-        """Tokens of a text."""
-        ...
-
-    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
+    Raises:
+        ConfigError: it is no sentence-transformers model that is known here.
+    """
+    return EmbeddingEngine(SentenceEncoder(minilm_folder() if uri == "minilm" else storage.local_copy(uri)))
 
 
 class EmbeddingEngine:
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: SentenceEncoder) -> None:
         self._encoder = encoder
         self._turn = asyncio.Lock()
 

@@ -23,9 +23,11 @@ from ray.serve.handle import DeploymentHandle
 from llmray.errors import LLMRayError, UnavailableError, UserError
 from llmray.serve.admission import Admission, Objective
 from llmray.serve.core import Gateway
+from llmray.serve.embedder import Embedded, Embedder
 from llmray.serve.engine import DeadlineExceededError, Engine, EngineRequest, OverloadedError, TokenEvent
 from llmray.serve.gateway import create_app
 from llmray.serve.ports import FeedbackRecord, Key, Observation, OutputRecord, Ports, PromptTemplate
+from llmray.serve.protocol import ApiError
 from llmray.serve.variants import GatewayConfig
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ GATEWAY = "Gateway"
 MODEL = "Model"
 MONITOR = "Monitor"
 REGISTRY = "RegistryBridge"
+EMBEDDER = "Embedder"
 
 
 @serve.deployment(name=GATEWAY)
@@ -46,7 +49,14 @@ class GatewayReplica:
         if registry_app is not None:
             bridge = BridgePorts(registry_app)
             ports = Ports(prompts=bridge, outputs=bridge, feedback=bridge, keys=bridge)
-        self.core = Gateway(ports, backend=_cached(ModelBackend), watcher=_cached(MonitorWatcher))
+        backend = _cached(ModelBackend)
+        self.core = Gateway(
+            ports,
+            backend=backend,
+            watcher=_cached(MonitorWatcher),
+            embedder=_cached(EmbedderBackend),
+            probe=lambda app: backend(app).info(),
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self.core, peers_known=not RAY_SERVE_ENABLE_HA_PROXY)
@@ -124,6 +134,18 @@ class ModelReplica:
             engine.close()
 
 
+@serve.deployment(name=EMBEDDER)
+class EmbedderReplica:
+    """One embedding engine."""
+
+    def __init__(self, make_engine: Callable[[], Embedder]) -> None:
+        self._engine = make_engine()
+
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        """One vector a text."""
+        return await self._engine.embed(texts)
+
+
 async def _pump(events: AsyncGenerator[TokenEvent, None], ready: list[TokenEvent], wake: asyncio.Event) -> None:
     try:
         async for event in events:
@@ -138,11 +160,16 @@ class ModelBackend:
 
     def __init__(self, app: str) -> None:
         self._app = app
-        self._handle = serve.get_deployment_handle(MODEL, app).options(
+        self._model = serve.get_deployment_handle(MODEL, app)
+        self._handle = self._model.options(
             stream=True,
             request_serialization="pickle",  # plain values, once a token: Serve's default is for closures, and slower
             response_serialization="pickle",
         )
+
+    async def info(self) -> Mapping[str, Any]:
+        """What runs there."""
+        return await self._model.info.remote()
 
     async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
         response = self._handle.generate.remote(request)
@@ -164,6 +191,22 @@ class ModelBackend:
         finally:
             if not finished:
                 response.cancel()
+
+
+class EmbedderBackend:
+    """An embedding application as an engine."""
+
+    def __init__(self, app: str) -> None:
+        self._app = app
+        self._handle = serve.get_deployment_handle(EMBEDDER, app)
+
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        try:
+            return await self._handle.embed.remote(texts)
+        except BackPressureError as error:
+            raise ApiError(429, "too many requests wait already", code="overloaded", retry_after_s=1.0) from error
+        except (RayError, RayServeException, AioRpcError) as error:
+            raise _ours(error, f"the embedding application {self._app}") from error
 
 
 class MonitorWatcher:
