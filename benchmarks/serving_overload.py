@@ -14,6 +14,7 @@ import os
 import random
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -113,7 +114,7 @@ async def offer(port: int, key: str, per_second: float, seconds: float, draw: ra
 
 
 def judged(times: float, asked: Sequence[Asked], seconds: float) -> tuple[float, list[str]]:
-    """Good answers a second from the time that the queue had filled, and a row of the table."""
+    """Good answers a second until the last one had ended, and a row of the table."""
     answered = [one for one in asked if one.status == 200]
     refused = [1e3 * one.ttft_s for one in asked if one.status == 429]
     good = [one for one in answered if one.ttft_s <= TTFT_S]
@@ -129,8 +130,6 @@ def judged(times: float, asked: Sequence[Asked], seconds: float) -> tuple[float,
 @contextmanager
 def watched() -> Iterator[dict[str, list[float]]]:
     """Memory in MB of the gateway and the model, twice a second, for the length of a block."""
-    import threading
-
     done, sizes = threading.Event(), dict[str, list[float]]()
     wanted = {"Gateway": "gateway", "Model": "model"}
     processes = {}

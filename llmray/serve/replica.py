@@ -250,7 +250,7 @@ class EmbedderBackend:
             return await self._handle.embed.remote(texts)
         except BackPressureError as error:
             raise ApiError(429, "too many requests wait already", code="overloaded", retry_after_s=1.0) from error
-        except (RayError, RayServeException) as error:
+        except (RayError, RayServeException, AioRpcError) as error:
             raise _ours(error, f"the embedding application {self._app}") from error
 
 
