@@ -223,9 +223,7 @@ def _write(pipe: Connection, database: str) -> None:
             if packed is None:
                 pipe.send(registry.output_count())
                 continue
-            registry.put_outputs(
-                [Output(**{field.name: getattr(one, field.name) for field in fields(one)}) for one in unpack(packed)]
-            )
+            registry.put_outputs(unpack(packed, Output))
             pipe.send(len(packed))
 
 

@@ -299,11 +299,13 @@ class RegistryBridge(RegistryPrompts):
 
     async def put_outputs(self, outputs: Sequence[OutputRecord]) -> None:
         """Keep answers."""
-        await asyncio.to_thread(self._put, outputs)
+        await asyncio.to_thread(
+            lambda: self._registry.put_outputs([self._output_type(**_shallow(output)) for output in outputs])
+        )
 
     async def put_packed(self, packed: Sequence[bytes]) -> None:
         """Keep answers that come from another process."""
-        await asyncio.to_thread(lambda: self._put(unpack(packed)))
+        await asyncio.to_thread(lambda: self._registry.put_outputs(unpack(packed, self._output_type)))
 
     async def put_feedback(self, feedback: FeedbackRecord) -> None:
         """Keep feedback on answers that are there."""
@@ -352,9 +354,6 @@ class RegistryBridge(RegistryPrompts):
         """Alarms about a model since a moment."""
         events = await asyncio.to_thread(self._registry.events, "drift.alarm", since)
         return sum(event.subject == subject for event in events)
-
-    def _put(self, outputs: Sequence[OutputRecord]) -> None:
-        self._registry.put_outputs([self._output_type(**_shallow(output)) for output in outputs])
 
     def __del__(self) -> None:
         if opened := getattr(self, "_registry", None):

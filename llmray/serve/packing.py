@@ -7,11 +7,14 @@ help, since pickling holds the interpreter's lock. A record as a plain tuple pac
 
 import asyncio
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from operator import attrgetter
+from typing import TypeVar
 
 from llmray.serve.ports import OutputRecord
+
+Kept = TypeVar("Kept")
 
 _NAMES = tuple(field.name for field in fields(OutputRecord))
 _values = attrgetter(*_NAMES)
@@ -29,6 +32,9 @@ async def pack(outputs: Sequence[OutputRecord]) -> list[bytes]:
     return packed
 
 
-def unpack(packed: Sequence[bytes]) -> list[OutputRecord]:
-    """The outputs again; only from processes of ours, as with anything that Ray carries."""
-    return [OutputRecord(**dict(zip(_NAMES, pickle.loads(one), strict=True))) for one in packed]  # noqa: S301
+def unpack(packed: Sequence[bytes], kind: Callable[..., Kept]) -> list[Kept]:
+    """The outputs again, as `kind`, which has the fields of `OutputRecord`.
+
+    Only from processes of ours, as with anything that Ray carries.
+    """
+    return [kind(**dict(zip(_NAMES, pickle.loads(one), strict=True))) for one in packed]  # noqa: S301
