@@ -32,6 +32,7 @@ from llmray.serve.canary import RolloutResult
 from llmray.serve.control import ServeControl
 from llmray.serve.embedder import open_embedder
 from llmray.serve.engines import ModelArgs, checked_folder, open_engine
+from llmray.serve.packing import unpack
 from llmray.serve.ports import FeedbackRecord, Key, OutputRecord
 from llmray.serve.replica import MONITOR, REGISTRY, EmbedderReplica, GatewayReplica, ModelReplica
 from llmray.serve.rollout import RolloutPolicy
@@ -303,12 +304,17 @@ class RegistryBridge(RegistryPrompts):
 
     async def put_outputs(self, outputs: Sequence[OutputRecord]) -> None:
         """Keep answers."""
-        records = [self._output_type(**_storable(_shallow(output))) for output in outputs]
-        await asyncio.to_thread(self._registry.put_outputs, records)
+        await asyncio.to_thread(
+            lambda: self._registry.put_outputs([self._output_type(**_shallow(output)) for output in outputs])
+        )
+
+    async def put_packed(self, packed: Sequence[bytes]) -> None:
+        """Keep answers that come from another process."""
+        await asyncio.to_thread(lambda: self._registry.put_outputs(unpack(packed, self._output_type)))
 
     async def put_feedback(self, feedback: FeedbackRecord) -> None:
         """Keep feedback on answers that are there."""
-        record = self._feedback_type(**_storable(_shallow(feedback)))
+        record = self._feedback_type(**_shallow(feedback))
         await asyncio.to_thread(self._registry.put_feedback, record)
 
     async def output(self, output_id: str) -> OutputRecord:
@@ -442,14 +448,3 @@ def _options(num_cpus: float, num_gpus: float = 0.0, env: Mapping[str, str] = Ma
 
 def _shallow(record: Any) -> dict[str, Any]:
     return {field.name: getattr(record, field.name) for field in fields(record)}
-
-
-def _storable(value: Any) -> Any:
-    """The value with U+FFFD for the one character, NUL, that PostgreSQL cannot keep."""
-    if isinstance(value, str):
-        return value.replace("\0", "�")
-    if isinstance(value, Mapping):
-        return {name: _storable(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_storable(item) for item in value]
-    return value

@@ -18,6 +18,7 @@ from llmray import artifact
 from llmray.errors import ConfigError, InputError, NotFoundError
 from llmray.serve.engine import EngineRequest
 from llmray.serve.engines import ModelArgs, checked_folder, open_engine
+from llmray.serve.packing import pack
 from llmray.serve.ports import FeedbackRecord, OutputRecord
 
 OUTPUT = OutputRecord(
@@ -84,10 +85,11 @@ def test_bridge_keeps_outputs_feedback_and_each_alarm_once(llmray_home: Path) ->
 
     async def scenario() -> None:
         await bridge.put_outputs([OUTPUT, OUTPUT])
+        await bridge.put_packed(await pack([OUTPUT, replace(OUTPUT, id="half", completion="\ud800")]))
+        assert (await bridge.output("half")).completion == "\N{REPLACEMENT CHARACTER}"
         kept = await bridge.output("out1")
         assert kept == replace(
             OUTPUT,
-            messages=[{"role": "user", "content": "hi\N{REPLACEMENT CHARACTER}"}],
             completion="there\N{REPLACEMENT CHARACTER}",
             sampling={"temperature": 0.0, "stop": ["x"]},
         )

@@ -46,7 +46,9 @@ class FreeText(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        return None if value is None else _UNSTORABLE.sub("\ufffd", value)
+        if value is None or (value.isascii() and "\0" not in value):  # nearly always, and ten times as fast
+            return value
+        return _UNSTORABLE.sub("\ufffd", value)
 
 
 def to_json(value: Any) -> str:
@@ -56,7 +58,7 @@ def to_json(value: Any) -> str:
         InputError: a number that is not finite, or a value of a type that JSON does not have.
     """
     try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False, default=_plain)
+        return _encode(value)
     except (TypeError, ValueError) as error:
         raise InputError(f"the registry cannot keep this as JSON: {error}") from error
 
@@ -70,3 +72,6 @@ def _plain(value: Any) -> Any:
         case Sequence():
             return list(value)
     raise TypeError(f"{type(value).__name__} has no JSON")
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_plain).encode

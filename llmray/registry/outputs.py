@@ -12,6 +12,8 @@ from llmray.registry import schema
 from llmray.registry.database import Part, insert_new
 from llmray.registry.records import Feedback, FeedbackKind, Output
 
+_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Output, Feedback)}
+
 
 class Outputs(Part):
     def put_outputs(self, outputs: Sequence[Output]) -> None:
@@ -94,7 +96,7 @@ def _made_by(query: Select[Any], model_digest: str | None, prompt_digest: str | 
 
 
 def _row(record: Output | Feedback) -> dict[str, Any]:
-    return {field.name: getattr(record, field.name) for field in fields(record)}
+    return {name: getattr(record, name) for name in _NAMES[type(record)]}
 
 
 def _without_seq(row: Row[Any]) -> dict[str, Any]:

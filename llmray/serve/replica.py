@@ -28,6 +28,7 @@ from llmray.serve.core import Gateway
 from llmray.serve.embedder import Embedded, Embedder
 from llmray.serve.engine import DeadlineExceededError, Engine, EngineLoad, EngineRequest, OverloadedError, TokenEvent
 from llmray.serve.gateway import create_app
+from llmray.serve.packing import pack
 from llmray.serve.ports import (
     FeedbackRecord,
     Key,
@@ -299,7 +300,7 @@ class BridgePorts:
         return await self._call("output", output_id)
 
     async def put_outputs(self, outputs: Sequence[OutputRecord]) -> None:
-        await self._call("put_outputs", list(outputs))
+        await self._call("put_packed", await pack(outputs))
 
     async def put_feedback(self, feedback: FeedbackRecord) -> None:
         await self._call("put_feedback", feedback)

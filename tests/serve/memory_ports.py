@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llmray.errors import NotFoundError, UnavailableError
-from llmray.serve.answer import Answer
 from llmray.serve.core import Gateway
 from llmray.serve.echo_engine import EchoEngine
 from llmray.serve.embedder import Embedder
@@ -22,6 +21,7 @@ from llmray.serve.ports import (
     PromptTemplate,
     PromptVersion,
 )
+from llmray.serve.reply import Reply
 from llmray.serve.variants import GatewayConfig, Variant
 
 ASK = PromptTemplate(
@@ -157,7 +157,7 @@ class Bench:
         self.gateway.configure(self.gateway.config.model_copy(update=changes))
 
 
-async def finish(answer: Answer) -> None:
-    """Read an answer to its end."""
-    async for _ in answer.events():
+async def finish(reply: Reply) -> None:
+    """Read what comes to its end."""
+    async for _ in reply.events():
         pass
