@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +22,8 @@ from llmray.serve.outbox import Outbox
 from llmray.serve.ports import Backend, FeedbackRecord, Observation, OutputRecord, Ports, PromptTemplate, Watcher
 from llmray.serve.prompts import PromptCache, render
 from llmray.serve.protocol import ApiError, ChatRequest, CompletionRequest, FeedbackRequest, refused
+from llmray.serve.shadow import Shadower
+from llmray.serve.tally import Tally, shape_of
 from llmray.serve.variants import GatewayConfig, Variant, choose
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,10 @@ class Gateway:
         self._tap: Outbox[Observation] = Outbox(
             "monitor tap", self._observe, batch=64, timeout_s=5.0, keep_trying=False
         )
-        self._traffic: dict[str, Counter[str]] = {}
+        self._shadower = Shadower(
+            lambda: None if self.config is None else self.config.shadow, backend, self._keep, clock=clock, new_id=new_id
+        )
+        self._traffic: dict[str, Tally] = {}
 
     def configure(self, config: GatewayConfig) -> None:
         """Take over a configuration; requests under way keep theirs."""
@@ -86,9 +90,11 @@ class Gateway:
         """Begin to empty the queues, on the running event loop."""
         self._log.start()
         self._tap.start()
+        self._shadower.start()
 
     async def close(self) -> None:
         """Send what is queued."""
+        await self._shadower.close()
         await self._tap.close()
         await self._log.close()
 
@@ -168,22 +174,23 @@ class Gateway:
             "llmray_output_log_waiting": float(len(self._log)),
             "llmray_output_log_dropped_total": float(self._log.dropped),
             "llmray_tap_dropped_total": float(self._tap.dropped),
+            "llmray_shadow_dropped_total": float(self._shadower.dropped),
             "llmray_prompt_stale_total": float(self._prompts.stale if self._prompts else 0),
         }
         return self.metrics.text(queues, status)
 
-    def traffic(self) -> dict[str, dict[str, int]]:
-        """For each application, since this replica started: `requests`, `errors`, `running`."""
-        return {app: dict(counts) for app, counts in self._traffic.items()}
+    def traffic(self) -> dict[str, Tally]:
+        """What was counted of each application since this replica started."""
+        return self._traffic
 
-    def count(self, app: str, **changes: int) -> None:
-        """Add to an application's traffic."""
-        self._traffic.setdefault(app, Counter(requests=0, errors=0, running=0)).update(changes)
+    def tally(self, app: str) -> Tally:
+        """Where an application's answers are counted."""
+        return self._traffic.setdefault(app, Tally())
 
-    def ended(self, record: OutputRecord, text: str) -> None:
+    def ended(self, record: OutputRecord, request: EngineRequest, text: str) -> None:
         """Take the account of an answer."""
-        if self._ports.outputs is not None:
-            self._log.put(record)
+        self._keep(record)
+        self._shadower.offer(request, record)
         if (
             self.config is not None
             and self.config.monitor_app is not None
@@ -244,6 +251,10 @@ class Gateway:
             metadata=body.metadata,
         )
 
+    def _keep(self, record: OutputRecord) -> None:
+        if self._ports.outputs is not None:
+            self._log.put(record)
+
     async def _record(self, batch: Sequence[OutputRecord]) -> None:
         assert self._ports.outputs is not None
         await self._ports.outputs.put_outputs(batch)
@@ -280,7 +291,7 @@ class Answer:
             UnavailableError: the model's application is not there.
         """
         self._open = True
-        self._gateway.count(self.variant.app, requests=1, running=1)
+        self._gateway.tally(self.variant.app).begin()
         self._gateway.metrics.running.labels(self.variant.name).inc()
         self._events = backend.submit(self._plan.request)
         try:
@@ -353,14 +364,21 @@ class Answer:
         metrics, name = self._gateway.metrics, self.variant.name
         metrics.running.labels(name).dec()
         metrics.requests.labels(name, self.variant.digest, outcome).inc()
-        self._gateway.count(self.variant.app, running=-1, errors=int(outcome == "error"))
+        self._gateway.tally(self.variant.app).end(
+            outcome,
+            latency_s=latency_s,
+            ttft_s=self._ttft_s,
+            tokens=self.completion_tokens,
+            shape=shape_of("".join(self._pieces)),
+        )
         if self._first is not None:
             metrics.prompt_tokens.labels(name).inc(self.prompt_tokens)
             metrics.generation_tokens.labels(name).inc(self.completion_tokens)
             if self._ttft_s is not None:
                 metrics.ttft.labels(name).observe(self._ttft_s)
             metrics.latency.labels(name).observe(latency_s)
-            self._gateway.ended(self._record(outcome, latency_s), last_user_text(self._plan.messages))
+            record = self._record(outcome, latency_s)
+            self._gateway.ended(record, self._plan.request, last_user_text(self._plan.messages))
         if self._events is not None:
             await self._events.aclose()
 

@@ -6,6 +6,7 @@ costs no extra calls and the first token leaves at once. The gateway's answers, 
 
 import asyncio
 import logging
+import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -44,6 +45,7 @@ class GatewayReplica:
             bridge = BridgePorts(registry_app)
             ports = Ports(prompts=bridge, outputs=bridge, feedback=bridge)
         self.core = Gateway(ports, backend=_cached(ModelBackend), watcher=_cached(MonitorWatcher))
+        self._id = uuid.uuid4().hex
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self.core)
@@ -55,6 +57,7 @@ class GatewayReplica:
     async def traffic(self) -> dict[str, Any]:
         """What a rollout decides on: counts for each application, and the configuration that they were made under."""
         return {
+            "replica": self._id,
             "apps": self.core.traffic(),
             "config": None if self.core.config is None else self.core.config.model_dump(),
         }
