@@ -31,16 +31,14 @@ if TYPE_CHECKING:
         as_model,
         base_model,
         curate,
-        deploy,
         diff,
         evaluate,
         finetune,
-        promote,
-        roll_out,
         tune,
         watch,
     )
     from llmray.flow.run import open_run as open_run
+    from llmray.flow.serving import deploy, promote, roll_out, shadow  # noqa: F401
     from llmray.flow.stages.evaluate import EvaluateConfig as EvaluateConfig
     from llmray.flow.stages.serve import ServeConfig as ServeConfig
     from llmray.flow.step import step as step
@@ -71,14 +69,15 @@ _HOMES = {
     "as_model": "llmray.flow.operations",
     "base_model": "llmray.flow.operations",
     "curate": "llmray.flow.operations",
-    "deploy": "llmray.flow.operations",
+    "deploy": "llmray.flow.serving",
     "diff": "llmray.flow.operations",
     "evaluate": "llmray.flow.operations",
     "finetune": "llmray.flow.operations",
     "lifecycle": "llmray.flow.lifecycle:run",
     "open_run": "llmray.flow.run",
-    "promote": "llmray.flow.operations",
-    "roll_out": "llmray.flow.operations",
+    "promote": "llmray.flow.serving",
+    "roll_out": "llmray.flow.serving",
+    "shadow": "llmray.flow.serving",
     "step": "llmray.flow.step",
     "tune": "llmray.flow.operations",
     "watch": "llmray.flow.operations",

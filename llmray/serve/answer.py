@@ -77,7 +77,7 @@ class Gateway:
         self._tap: Outbox[Observation] = Outbox(
             "monitor tap", self._observe, batch=64, timeout_s=5.0, keep_trying=False
         )
-        self._shadower = Shadower(
+        self.shadower = Shadower(
             lambda: None if self.config is None else self.config.shadow, backend, self._keep, clock=clock, new_id=new_id
         )
         self._traffic: dict[str, Tally] = {}
@@ -90,11 +90,11 @@ class Gateway:
         """Begin to empty the queues, on the running event loop."""
         self._log.start()
         self._tap.start()
-        self._shadower.start()
+        self.shadower.start()
 
     async def close(self) -> None:
         """Send what is queued."""
-        await self._shadower.close()
+        await self.shadower.close()
         await self._tap.close()
         await self._log.close()
 
@@ -174,7 +174,7 @@ class Gateway:
             "llmray_output_log_waiting": float(len(self._log)),
             "llmray_output_log_dropped_total": float(self._log.dropped),
             "llmray_tap_dropped_total": float(self._tap.dropped),
-            "llmray_shadow_dropped_total": float(self._shadower.dropped),
+            "llmray_shadow_dropped_total": float(self.shadower.dropped),
             "llmray_prompt_stale_total": float(self._prompts.stale if self._prompts else 0),
         }
         return self.metrics.text(queues, status)
@@ -190,7 +190,7 @@ class Gateway:
     def ended(self, record: OutputRecord, request: EngineRequest, text: str) -> None:
         """Take the account of an answer."""
         self._keep(record)
-        self._shadower.offer(request, record)
+        self.shadower.offer(request, record)
         if (
             self.config is not None
             and self.config.monitor_app is not None
