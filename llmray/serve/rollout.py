@@ -14,7 +14,6 @@ mere difference of answers (a new model is meant to differ).
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llmray.errors import ConfigError
@@ -23,7 +22,10 @@ from llmray.serve.tally import Tally, octave, quantile
 _REFERENCE = 20
 """Answers of the stable model from which its usual times and shapes are known well enough."""
 _USUAL = 0.95
-"""Share of the stable model's answers that are usual ones; a bucket more on either side is too."""
+"""Share of the stable model's answers that are usual ones."""
+_SLACK = {"length": 4, "compressed": 2, "entropy": 2}
+"""Buckets on either side that are usual too: twice as long, a tenth more or less compressed, half a bit."""
+_NAMES = {"compressed": "compressibility"}
 _SURE = 0.99
 """Confidence of the bound on the stable model's rates."""
 _FIRST_TOKEN_S, _NEXT_TOKEN_S = 0.05, 0.01
@@ -48,7 +50,7 @@ class RolloutPolicy:
     """Share of empty answers that the new model may have more than the stable one."""
     max_cut: float = 0.3
     """Share of answers cut at the length limit that the new model may have more than the stable one."""
-    max_unusual: float = 0.4
+    max_unusual: float = 0.25
     """Share of answers that may have a length, compressibility or entropy that is rare with the stable model; 1 for any."""
     ignore_alarms: bool = False
     """Whether a rollout goes on although the monitors raised an alarm since it began."""
@@ -106,11 +108,13 @@ class Charge:
 
     what: str
     bad: int
+    requests: int
     allowed: float
 
-    def weight(self, requests: int) -> float:
+    @property
+    def weight(self) -> float:
         """The e-value of the charge."""
-        return evidence(self.bad, requests, self.allowed)
+        return evidence(self.bad, self.requests, self.allowed)
 
 
 def decide(state: RolloutState, policy: RolloutPolicy) -> Advance | Hold | RollBack:
@@ -118,11 +122,11 @@ def decide(state: RolloutState, policy: RolloutPolicy) -> Advance | Hold | RollB
     canary = state.canary
     if state.alarms and not policy.ignore_alarms:
         return RollBack(f"the monitors raised {state.alarms} alarms")
-    weights = {charge: charge.weight(canary.requests) for charge in charges(canary, state.stable, policy)}
+    weights = {charge: charge.weight for charge in charges(canary, state.stable, policy)}
     if sum(weights.values()) >= len(weights) / policy.significance:
         worst = max(weights, key=lambda charge: weights[charge])
         return RollBack(
-            f"of {canary.requests} requests to the new model {worst.bad} {worst.what}, where {worst.allowed:.1%} are "
+            f"of {worst.requests} requests to the new model {worst.bad} {worst.what}, where {worst.allowed:.1%} are "
             f"allowed (evidence {weights[worst]:.3g})"
         )
     ended = canary.requests - canary.running
@@ -135,22 +139,21 @@ def decide(state: RolloutState, policy: RolloutPolicy) -> Advance | Hold | RollB
 
 def charges(canary: Tally, stable: Tally, policy: RolloutPolicy) -> list[Charge]:
     """Everything that a canary is charged with; always as many, so that each has its part of the significance."""
+    begun = canary.requests
     errors, empty, cut = (most(getattr(stable, name), stable.requests) for name in ("errors", "empty", "cut"))
     found = [
-        Charge("failed", canary.errors, errors),
-        Charge("had an empty answer", canary.empty, empty + policy.max_empty),
-        Charge("were cut at the length limit", canary.cut, cut + policy.max_cut),
+        Charge("failed", canary.errors, begun, errors),
+        Charge("had an empty answer", canary.empty, begun, empty + policy.max_empty),
+        Charge("were cut at the length limit", canary.cut, begun, cut + policy.max_cut),
     ]
-    times: Mapping[str, tuple[str, float]] = {
-        "first_token": ("waited too long for their first token", _FIRST_TOKEN_S),
-        "next_token": ("waited too long between tokens", _NEXT_TOKEN_S),
-    }
-    for name, (what, noise_s) in times.items():
-        late = _late(getattr(canary, name), getattr(stable, name), policy.max_slowdown, noise_s)
-        found.append(Charge(what, late, 0.5))
-    for name, what in {"length": "length", "compressed": "compressibility", "entropy": "entropy"}.items():
-        unusual = _unusual(getattr(canary, name), getattr(stable, name))
-        found.append(Charge(f"had an answer of unusual {what}", unusual, policy.max_unusual))
+    for name, noise_s in {"first_token": _FIRST_TOKEN_S, "next_token": _NEXT_TOKEN_S}.items():
+        times: Counter[int] = getattr(canary, name)
+        late = _late(times, getattr(stable, name), policy.max_slowdown, noise_s)
+        # here what still runs need not count: the slow ones end last
+        found.append(Charge(f"waited too long for their {name.replace('_', ' ')}", late, times.total(), 0.5))
+    for name, slack in _SLACK.items():
+        unusual = _unusual(getattr(canary, name), getattr(stable, name), slack)
+        found.append(Charge(f"had an answer of unusual {_NAMES.get(name, name)}", unusual, begun, policy.max_unusual))
     return found
 
 
@@ -189,10 +192,10 @@ def _late(canary: Counter[int], stable: Counter[int], slowdown: float, noise_s: 
     return sum(count for bucket, count in canary.items() if bucket > limit)
 
 
-def _unusual(canary: Counter[int], stable: Counter[int]) -> int:
+def _unusual(canary: Counter[int], stable: Counter[int], slack: int) -> int:
     """Answers outside of where nearly all of the stable model's are."""
     if stable.total() < _REFERENCE:
         return 0
     tail = (1 - _USUAL) / 2
-    low, high = quantile(stable, tail) - 1, quantile(stable, 1 - tail) + 1
+    low, high = quantile(stable, tail) - slack, quantile(stable, 1 - tail) + slack
     return sum(count for bucket, count in canary.items() if not low <= bucket <= high)
