@@ -212,7 +212,7 @@ def live() -> dict[str, Any]:
             found[engine] = {
                 "status": result.status,
                 "reason": result.reason,
-                "seconds_exposed": round(service.splits[-1][0] - service.splits[0][0], 1),
+                "seconds": round(service.splits[-1][0] - service.splits[0][0], 1),
                 "seconds_from_the_start": round(service.splits[-1][0] - began, 1),
                 "exposed": round(exposed / total, 4),
                 "requests": total,

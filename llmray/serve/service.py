@@ -79,6 +79,7 @@ class Service:
         self._runtime_env = dict(runtime_env)
         self._host, self._port = host, port
         self._gateways: dict[str, Mapping[str, Tally]] = {}
+        self._gateway: Any = None
         if (address := control.http_address()) is None:
             check_port(host, port)
         elif address != (host, port):
@@ -155,7 +156,9 @@ class Service:
         stable = config.variants[0]
         if stable.app == source.app:
             return RolloutResult(status="done", reason="it has all of the traffic already", digest=source.digest)
-        if config.variants[-1].app != source.app:  # another canary was left behind: it goes first
+        if (
+            len(config.variants) > 1 and config.variants[-1].app != source.app
+        ):  # another canary was left behind: it goes first
             config = config.model_copy(update={"variants": [stable.model_copy(update={"weight": 100.0})]})
             self.split(config)
         if config.shadow is not None and config.shadow.variant.app == source.app:  # from now on it is heard
@@ -264,10 +267,24 @@ class Service:
         self.control.wait_gone(unused, timeout_s=timeout_s)
 
     def _traffic(self) -> list[dict[str, Any]]:
-        """What every replica of the gateway says."""
+        """What every replica of the gateway says; one that has just died says nothing."""
         from ray import serve
+        from ray.serve.exceptions import DeploymentUnavailableError
 
-        return serve.get_deployment_handle(_GATEWAY, GATEWAY_APP).broadcast("traffic").results(timeout_s=30)
+        if self._gateway is None:
+            self._gateway = serve.get_deployment_handle(_GATEWAY, GATEWAY_APP)
+        said: list[dict[str, Any]] = []
+
+        def answered() -> bool:
+            try:
+                found = self._gateway.broadcast("traffic").results(timeout_s=30, return_exceptions=True)
+            except DeploymentUnavailableError:  # a new handle does not know the replicas yet
+                return False
+            said[:] = [one for one in found if not isinstance(one, BaseException)]
+            return bool(said)
+
+        wait_for(answered, timeout_s=_TAKE_OVER_S, what="the gateway to answer")
+        return said
 
     def _send(self, changes: Mapping[str, Any]) -> None:
         self.control.apply(changes, host=self._host, port=self._port)
