@@ -2,6 +2,7 @@
 
 python jobs/deploy.py --model docs@production                          # stays up until Ctrl-C on a cluster of its own
 python jobs/deploy.py --model docs@latest --rollout.steps 5 25 100 --canary        # beside what serves now
+python jobs/deploy.py --model docs@latest --shadow 10                              # hears a tenth, and is not heard
 
 On a cluster that was there already (RAY_ADDRESS, ray job submit) the service stays when the job ends.
 """
@@ -11,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmray import cluster
-from llmray.errors import GateRefusedError, UnavailableError
-from llmray.flow import operations
+from llmray.flow import serving
+from llmray.flow.promote import require_done
 from llmray.flow.stages.serve import ServeConfig
 from llmray.options import run_job
 from llmray.serve.rollout import RolloutPolicy
@@ -32,6 +33,10 @@ class Config:
     """Prompt for chats that name none, such as ask-docs@production."""
     canary: bool = False
     """Roll out beside what serves now, step by step, instead of at once."""
+    shadow: float = 0.0
+    """Percent of the requests to copy to the model, whose answers nobody gets; see llmray shadow."""
+    end_shadow: bool = False
+    """Copy no more requests."""
     stop: bool = False
     """Take the service away."""
     rollout: RolloutPolicy = field(default_factory=RolloutPolicy)
@@ -46,14 +51,17 @@ def job(config: Config) -> None:
         print("nothing is served any more")
         return
     if config.canary:
-        result = operations.roll_out(config.model, policy=config.rollout, config=config.serve)
-        if not result.judged:
-            raise UnavailableError(f"rollout without a verdict: {result.reason}; {result.digest[:12]} serves on")
-        if result.status != "done":
-            raise GateRefusedError(f"rollout {result.status}: {result.reason}; {result.digest[:12]} serves on")
+        result = serving.roll_out(config.model, policy=config.rollout, config=config.serve)
+        require_done(result)
         print(f"rollout done: {result.reason}; {result.digest[:12]} serves")
         return
-    served = operations.deploy(
+    if config.shadow or config.end_shadow:
+        serving.shadow(None if config.end_shadow else config.model, share=config.shadow, config=config.serve)
+        print(
+            "no requests are copied any more" if config.end_shadow else f"{config.shadow:g}% of the requests are copied"
+        )
+        return
+    served = serving.deploy(
         config.model, name=config.name, data=config.data or None, prompt=config.prompt or None, config=config.serve
     )
     print(f"{served.name} ({served.digest[:12]}, {config.serve.quantization}) answers at {served.url}\n")

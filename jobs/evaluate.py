@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmray import console
-from llmray.flow import operations
+from llmray.flow import operations, serving
 from llmray.flow.stages.evaluate import EvaluateConfig
 from llmray.options import run_job
 
@@ -33,7 +33,7 @@ def job(config: Config) -> None:
     print(console.table(["task", "metric", "mean", "95% low", "95% high", "n"], rows))
     print(f"\nevaluation {made.digest[:12]}")
     if config.promote_to:
-        verdict = operations.promote(config.model, to=config.promote_to, evidence=made)
+        verdict = serving.promote(config.model, to=config.promote_to, evidence=made)
         print(console.table(["task", "improvement", "low", "high"], operations.improvements(verdict)))
         print(f"\n{config.model} passed the gate: {config.promote_to} points at it")
 

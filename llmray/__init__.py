@@ -31,12 +31,9 @@ if TYPE_CHECKING:
         as_model,
         base_model,
         curate,
-        deploy,
         diff,
         evaluate,
         finetune,
-        promote,
-        roll_out,
         tune,
         watch,
     )
@@ -49,6 +46,7 @@ if TYPE_CHECKING:
         rollback_label,
     )
     from llmray.flow.run import open_run as open_run
+    from llmray.flow.serving import deploy, promote, roll_out, shadow  # noqa: F401
     from llmray.flow.stages.evaluate import EvaluateConfig as EvaluateConfig
     from llmray.flow.stages.serve import ServeConfig as ServeConfig
     from llmray.flow.step import step as step
@@ -80,19 +78,20 @@ _HOMES = {
     "base_model": "llmray.flow.operations",
     "curate": "llmray.flow.operations",
     "delete_label": "llmray.flow.prompts",
-    "deploy": "llmray.flow.operations",
+    "deploy": "llmray.flow.serving",
     "diff": "llmray.flow.operations",
     "evaluate": "llmray.flow.operations",
     "finetune": "llmray.flow.operations",
     "label_prompt": "llmray.flow.prompts",
     "lifecycle": "llmray.flow.lifecycle:run",
     "open_run": "llmray.flow.run",
-    "promote": "llmray.flow.operations",
+    "promote": "llmray.flow.serving",
     "prompt": "llmray.flow.prompts",
     "protect_label": "llmray.flow.prompts",
     "put_prompt": "llmray.flow.prompts",
-    "roll_out": "llmray.flow.operations",
+    "roll_out": "llmray.flow.serving",
     "rollback_label": "llmray.flow.prompts",
+    "shadow": "llmray.flow.serving",
     "step": "llmray.flow.step",
     "tune": "llmray.flow.operations",
     "watch": "llmray.flow.operations",

@@ -131,10 +131,31 @@ def promote(registry: Registry, arguments: argparse.Namespace) -> Answer:
 
     from llmray.flow.promote import promote as through_the_gate
 
+    roll_out = None
+    if arguments.canary is not None:
+        from llmray.flow.serving import rolling_out
+
+        roll_out = rolling_out(arguments.canary)
     console.setup()
-    verdict = through_the_gate(registry, arguments.reference, to=arguments.to, evidence=evidence, actor=_actor())
+    verdict = through_the_gate(
+        registry,
+        arguments.reference,
+        to=arguments.to,
+        evidence=evidence,
+        actor=_actor(),
+        roll_out=roll_out,
+    )
     text = f"{arguments.reference} passed the gate and is {arguments.to} now"
     return Answer(value=verdict, text=text)
+
+
+def shadow(registry: Registry, arguments: argparse.Namespace) -> Answer:
+    """What a shadow answered beside what people got."""
+    from llmray.flow.shadow import compare
+
+    digest = registry.resolve(arguments.reference, "model").digest
+    found = compare(registry, digest, limit=arguments.limit)
+    return Answer(value=found, text=_table("figure people shadow", found.rows()))
 
 
 def rollback(registry: Registry, arguments: argparse.Namespace) -> Answer:
@@ -272,6 +293,10 @@ def _parser() -> argparse.ArgumentParser:
     gate.add_argument("reference", help="the model: name@alias, name:version or a digest")
     gate.add_argument("--to", default="production", help="the alias that moves")
     gate.add_argument("--evidence", required=True, help="the model's evaluation: a reference or a URI")
+    gate.add_argument("--canary", type=_percents, help="roll out on the running service first: 5,25,100")
+    beside = add("shadow", shadow)
+    beside.add_argument("reference", help="the shadow's model: name@alias, name:version or a digest")
+    beside.add_argument("--limit", type=_count, default=1000, help="newest pairs to compare")
     back = add("rollback", rollback)
     back.add_argument("reference", help="name@alias")
     back.add_argument("--kind", help="where several kinds share the name: model, dataset, prompt")
@@ -324,6 +349,13 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
     return int(text)
+
+
+def _percents(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be percents, such as 5,25,100") from None
 
 
 def _table(headers: str, rows: Sequence[Sequence[object]], nothing: str = "nothing") -> str:

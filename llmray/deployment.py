@@ -260,6 +260,32 @@ def rollout(
     )
 
 
+def shadow(
+    model_uri: str,
+    digest: str,
+    *,
+    share: float = 100.0,
+    quantization: str = "nf4",
+    engine: str = "hf",
+    num_cpus: float = 0.5,
+    num_gpus: float = 0.0,
+    timeout_s: float = 180.0,
+) -> None:
+    """Copy a share of the requests, in percent, to a model whose answers nobody gets; they are kept as outputs.
+
+    Raises:
+        InputError: nothing is served yet, the model serves already, or the folder does not hold it.
+        DeploymentFailedError: the model did not start.
+    """
+    source = _source(model_uri, digest, quantization, engine, num_cpus=num_cpus, num_gpus=num_gpus)
+    _service(None, None).shadow(source, share=share, timeout_s=timeout_s)
+
+
+def end_shadow(*, timeout_s: float = 180.0) -> None:
+    """Copy no more requests, and take the shadow away."""
+    _service(None, None).shadow(None, share=0.0, timeout_s=timeout_s)
+
+
 def reset_monitor(digest: str, reason: str) -> None:
     """Have the monitor of the service watch a model as if it were new; one that it has not seen is new already."""
     monitor = serve.get_deployment_handle(MONITOR, MONITOR_APP)

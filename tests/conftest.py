@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from llmray import cluster
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+settings.register_profile("llmray", deadline=None)  # a busy machine is no bug
+settings.load_profile("llmray")
 
 
 @pytest.fixture(autouse=True)

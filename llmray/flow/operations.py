@@ -16,10 +16,8 @@ from llmray.artifact import Artifact
 from llmray.data.config import CurateConfig
 from llmray.data.work import other_files
 from llmray.errors import ConfigError, InputError
-from llmray.evaluate.gate import GatePolicy
 from llmray.flow.inputs import adopt_model, model_folder, name_of, resolve, source_files
 from llmray.flow.promote import Verdict
-from llmray.flow.promote import promote as through_the_gate
 from llmray.flow.run import Run, open_run
 from llmray.flow.stages.align import align as align_step
 from llmray.flow.stages.base import newborn
@@ -27,7 +25,6 @@ from llmray.flow.stages.curate import curate as curate_step
 from llmray.flow.stages.evaluate import EvaluateConfig
 from llmray.flow.stages.evaluate import evaluate as evaluate_step
 from llmray.flow.stages.preferences import Said, preferences
-from llmray.flow.stages.serve import ServeConfig, put_into_service
 from llmray.flow.stages.source import python_docs, running_python
 from llmray.flow.stages.train import finetune as finetune_step
 from llmray.flow.stages.train import pretrain as pretrain_step
@@ -35,9 +32,6 @@ from llmray.flow.stages.tune import tune as tune_step
 from llmray.flow.watch import WatchConfig
 from llmray.flow.watch import watch as watch_log
 from llmray.registry.registry import Registry
-from llmray.serve.canary import RolloutResult
-from llmray.serve.rollout import RolloutPolicy
-from llmray.serve.service import Deployed
 from llmray.train.base_model import BaseModelSpec
 from llmray.train.spec import TrainSpec
 from llmray.tune.ledger import Budget
@@ -221,42 +215,10 @@ def evaluate(
         settings = replace(settings, tasks=tuple(tasks))
     with open_run("evaluate", config={"model": str(model), "data": str(data)}) as run:
         candidate = as_model(model)
-        snapshot = _training_data(run, candidate, data)
+        snapshot = training_data(run, candidate, data)
         if snapshot is None:
             raise InputError(f"{model} was not trained on a snapshot that is known here: name the data")
         return evaluate_step(candidate, snapshot, settings)
-
-
-def promote(
-    model: What,
-    *,
-    to: str = "production",
-    evidence: What,
-    name: str | None = None,
-    policy: GatePolicy | None = None,
-) -> Verdict:
-    """Move an alias to a model if a paired test against what is there allows it.
-
-    Args:
-        evidence: the model's evaluation.
-        name: name whose alias moves; the model's own by default.
-        policy: which tasks decide, and how sure the test must be; by default every task of the evidence that has a rule.
-
-    Raises:
-        GateRefusedError: the evidence does not allow it; nothing moved.
-        InputError: the model has no name, or several and none was given.
-    """
-    with open_run("promote", config={"model": str(model), "to": to}) as run:
-        candidate = as_model(model)
-        return through_the_gate(
-            run.registry,
-            candidate.digest,
-            evidence=resolve(run.registry, evidence, kind="evaluation").digest,
-            to=to,
-            name=name or name_of(run.registry, model, candidate.digest),
-            actor=run.actor,
-            policy=policy,
-        )
 
 
 def improvements(verdict: Verdict) -> list[list[Any]]:
@@ -295,45 +257,6 @@ def align(
         return named(run, align_step(start, feedback, spec or AlignSpec()), name), feedback
 
 
-def deploy(
-    model: What,
-    *,
-    name: str,
-    data: What | None = None,
-    prompt: str | None = None,
-    config: ServeConfig | None = None,
-) -> Deployed:
-    """Serve a model with all of the traffic, on the cluster that `RAY_ADDRESS` names or on one of this process.
-
-    Args:
-        name: what clients ask for as `model`.
-        data: snapshot whose validation questions are the usual traffic; by default the one that it was trained on.
-        prompt: reference of the prompt for chats that name none.
-
-    Raises:
-        UnavailableError: the port is taken, or the cluster is full or not there.
-    """
-    with open_run("deploy", config={"model": str(model), "name": name}) as run:
-        found = as_model(model)
-        if prompt is not None:
-            run.registry.prompt(prompt)
-        return put_into_service(found, _training_data(run, found, data), name=name, prompt=prompt, serving=config)
-
-
-def roll_out(model: What, *, policy: RolloutPolicy | None = None, config: ServeConfig | None = None) -> RolloutResult:
-    """Bring a model into service step by step beside the one that serves now; it goes back if it does worse.
-
-    Raises:
-        InputError: nothing is served yet.
-    """
-    from llmray import deployment
-
-    serving = config or ServeConfig()
-    with open_run("rollout", config={"model": str(model)}):
-        found = as_model(model)
-        return deployment.rollout(found.uri, found.digest, policy=policy, **serving.engine_options())
-
-
 def watch(model: What, data: What | None = None, *, config: WatchConfig | None = None) -> dict[str, Any]:
     """Hold what people asked a model against the usual traffic: see `llmray.flow.watch.watch`.
 
@@ -342,7 +265,7 @@ def watch(model: What, data: What | None = None, *, config: WatchConfig | None =
     """
     with open_run("monitor", config={"model": str(model), "data": str(data)}) as run:
         found = as_model(model)
-        snapshot = _training_data(run, found, data)
+        snapshot = training_data(run, found, data)
         if snapshot is None:
             raise InputError(f"{model} was not trained on a snapshot that is known here: name the data")
         return watch_log(run.registry, found, snapshot, config or WatchConfig())
@@ -389,7 +312,7 @@ def named(run: Run, made: Artifact, name: str | None) -> Artifact:
     return made
 
 
-def _training_data(run: Run, model: Artifact, data: What | None) -> Artifact | None:
+def training_data(run: Run, model: Artifact, data: What | None) -> Artifact | None:
     """The snapshot that is named, or the one that the model was trained on; None where there was none."""
     what = data or model.parents.get("data")
     return None if what is None else resolve(run.registry, what, kind="dataset")

@@ -2,23 +2,25 @@
 
 The evidence is an evaluation artifact of the candidate. The baseline is the model that the alias points at, or, where
 nothing is in production yet, the model that the candidate was made from; it is evaluated on the same items with the
-same settings if it has not been. The decision itself is `llmray.evaluate.gate`.
+same settings if it has not been. The decision itself is `llmray.evaluate.gate`. With a rollout, the alias moves when the model
+has all of the traffic: a promotion that dies before leaves a canary, and the next one goes on with it.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llmray import artifact as artifacts
 from llmray.artifact import Artifact
-from llmray.errors import GateRefusedError, InputError
+from llmray.errors import GateRefusedError, InputError, UnavailableError
 from llmray.evaluate.gate import GatePolicy, Hold, decide, policy_for
 from llmray.evaluate.scores import load_scores
 from llmray.flow.inputs import name_of, resolve
 from llmray.flow.run import open_run
 from llmray.flow.stages.evaluate import EvaluateConfig, evaluate
 from llmray.registry.registry import Registry
+from llmray.serve.canary import RolloutResult
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ def promote(
     actor: str,
     name: str | None = None,
     policy: GatePolicy | None = None,
+    roll_out: Callable[[Artifact], RolloutResult] | None = None,
 ) -> Verdict:
     """Move an alias to a model if the gate allows it.
 
@@ -81,10 +84,11 @@ def promote(
         actor: who asks; kept with the event.
         name: name whose alias moves; the candidate's own by default.
         policy: by default the usual margins for every task of the evidence that has one.
+        roll_out: brings what passed the gate into service before the alias moves; None for no service.
 
     Raises:
-        GateRefusedError: the evidence does not allow it; nothing moved.
-        UnavailableError: somebody else moved the alias in the meantime: try again.
+        GateRefusedError: the evidence does not allow it, or the rollout went back; nothing moved.
+        UnavailableError: somebody else moved the alias in the meantime, or a rollout had too little traffic: try again.
         InputError: the candidate has no name, or the evidence is about another model.
     """
     record = registry.resolve(reference, "model")
@@ -102,8 +106,23 @@ def promote(
             evidence=proof,
             policy=policy or policy_for(proof.report),
         )
+        if verdict.promoted and roll_out is not None:
+            require_done(roll_out(candidate))
         settle(registry, candidate, verdict, name=owner, alias=to, actor=actor)
     return verdict
+
+
+def require_done(result: RolloutResult) -> None:
+    """Go on only if a rollout ended with the new model in service.
+
+    Raises:
+        GateRefusedError: it went back.
+        UnavailableError: it went back without a verdict.
+    """
+    if not result.judged:
+        raise UnavailableError(f"rollout without a verdict: {result.reason}; {result.digest[:12]} serves on")
+    if result.status != "done":
+        raise GateRefusedError(f"rollout {result.status}: {result.reason}; {result.digest[:12]} serves on")
 
 
 def settle(registry: Registry, candidate: Artifact, verdict: Verdict, *, name: str, alias: str, actor: str) -> None:

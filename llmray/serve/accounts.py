@@ -6,15 +6,16 @@ path.
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from llmray.serve.cost import SharedTime
+from llmray.serve.engine import EngineRequest
 from llmray.serve.metrics import EngineLoads, GatewayMetrics
 from llmray.serve.outbox import Outbox
 from llmray.serve.ports import Observation, OutputRecord, OutputSink, Watcher
+from llmray.serve.tally import Tally
 from llmray.serve.text_log import kept, text_bytes
 from llmray.serve.variants import TextLog
 
@@ -25,6 +26,7 @@ class Accounts:
         outputs: OutputSink | None,
         *,
         monitor: Callable[[], Watcher | None],
+        shadow: Callable[[EngineRequest, OutputRecord], None] | None = None,
         text_log: Callable[[], TextLog] = TextLog,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -33,6 +35,7 @@ class Accounts:
         Args:
             outputs: the output log; None keeps none.
             monitor: who watches the traffic now.
+            shadow: is offered each request with its answer; None where there are no shadows.
             text_log: how much text the log keeps now.
         """
         self.metrics = GatewayMetrics()
@@ -40,12 +43,13 @@ class Accounts:
         """Seconds since the epoch, by this gateway's clock."""
         self._outputs = outputs
         self._monitor = monitor
+        self._shadow = shadow
         self._text_log = text_log
         self._log: Outbox[OutputRecord] = Outbox("output log", self._record, size=text_bytes)
         self._tap: Outbox[Observation] = Outbox(
             "monitor tap", self._observe, batch=64, timeout_s=5.0, keep_trying=False
         )
-        self._traffic: dict[str, Counter[str]] = {}
+        self._traffic: dict[str, Tally] = {}
         self._shared: dict[str, SharedTime] = {}
 
     def start(self) -> None:
@@ -76,13 +80,13 @@ class Accounts:
         }
         return self.metrics.text(queues, status, engines)
 
-    def traffic(self) -> dict[str, dict[str, int]]:
-        """For each application, since this replica started: `requests`, `errors`, `running`."""
-        return {app: dict(counts) for app, counts in self._traffic.items()}
+    def traffic(self) -> dict[str, Tally]:
+        """What was counted of each application since this replica started."""
+        return self._traffic
 
-    def count(self, app: str, **changes: int) -> None:
-        """Add to an application's traffic."""
-        self._traffic.setdefault(app, Counter(requests=0, errors=0, running=0)).update(changes)
+    def tally(self, app: str) -> Tally:
+        """Where an application's answers are counted."""
+        return self._traffic.setdefault(app, Tally())
 
     def shared_time(self, app: str) -> SharedTime:
         """What divides an application's time among its answers."""
@@ -90,14 +94,20 @@ class Accounts:
             self._shared[app] = SharedTime(self.now)
         return self._shared[app]
 
-    def ended(self, record: OutputRecord, text: str | None) -> None:
+    def keep(self, record: OutputRecord) -> None:
+        """Queue an output for the log, where there is one."""
+        if self._outputs is not None:
+            self._log.put(record)
+
+    def ended(self, record: OutputRecord, request: EngineRequest, text: str | None) -> None:
         """Take the account of an answer.
 
         Args:
             text: what the person said, for the monitor; None to show it nothing.
         """
-        if self._outputs is not None:
-            self._log.put(record)
+        self.keep(record)
+        if self._shadow is not None:
+            self._shadow(request, record)
         if text is not None and self._monitor() is not None and record.finish_reason in ("stop", "length"):
             self._tap.put(
                 Observation(

@@ -25,6 +25,7 @@ from llmray.serve.metrics import Ended
 from llmray.serve.planning import Plan
 from llmray.serve.ports import Backend, OutputRecord
 from llmray.serve.request_log import notes
+from llmray.serve.tally import shape_of
 from llmray.serve.variants import Variant
 
 
@@ -63,7 +64,7 @@ class Answer:
         """
         self._open = True
         self._begun = self._shared_time.begin()
-        self._accounts.count(self.variant.app, requests=1, running=1)
+        self._accounts.tally(self.variant.app).begin()
         self._figures.begun()
         self._events = backend.submit(self.plan.request)
         try:
@@ -136,14 +137,20 @@ class Answer:
                 latency_s=latency_s,
             )
         )
-        self._accounts.count(self.variant.app, running=-1, errors=int(outcome == "error"))
+        self._accounts.tally(self.variant.app).end(
+            outcome,
+            latency_s=latency_s,
+            ttft_s=self._ttft_s,
+            tokens=self.completion_tokens,
+            shape=shape_of(self.text),
+        )
         self._caller.tokens += self.prompt_tokens + self.completion_tokens
         if self._first is not None:
             # the monitor watches what is asked, and n answers ask once
             text = last_user_text(self.plan.messages) if self.plan.sample == 0 else None
             record = self._record(outcome, latency_s, share_s)
             notes().outputs.append(record)
-            self._accounts.ended(record, text)
+            self._accounts.ended(record, self.plan.request, text)
         if self._events is not None:
             await self._events.aclose()
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
-from llmray.serve.rollout import Advance, Counted, RollBack, RolloutPolicy, RolloutState, decide
+from llmray.serve.rollout import Advance, RollBack, RolloutPolicy, RolloutState, decide
+from llmray.serve.tally import Tally
 from llmray.serve.variants import GatewayConfig, Variant
 
 logger = logging.getLogger(__name__)
@@ -24,8 +25,8 @@ class Lever(Protocol):
         """Have the gateway use a configuration."""
         ...
 
-    def counted(self, app: str) -> Counted:
-        """Ended requests of an application since the gateway started."""
+    def tally(self, app: str) -> Tally:
+        """What was counted of an application since the gateway started."""
         ...
 
     def alarms(self, digest: str, since: datetime) -> int:
@@ -62,7 +63,7 @@ class Canary:
         step_timeout_s: float,
         poll_s: float,
     ) -> None:
-        """Roll `new` out beside the first variant of `config`."""
+        """Roll `new` out beside the first variant of `config`, from the weight on that it has there."""
         self._lever = lever
         self._config = config
         self._stable = config.variants[0]
@@ -71,13 +72,14 @@ class Canary:
         self._step_timeout_s = step_timeout_s
         self._poll_s = poll_s
         self._began = datetime.now(UTC)
-        self._before = {app: lever.counted(app) for app in (self._stable.app, new.app)}
+        self._before = {app: lever.tally(app) for app in (self._stable.app, new.app)}
         self._steps: list[dict[str, Any]] = []
 
     def run(self, drive: Callable[[float], None] | None) -> tuple[RolloutResult, GatewayConfig]:
         """Take every step; returns what came of it, and the configuration that holds now."""
         verdict: Advance | RollBack = Advance()
-        for weight in self._policy.steps:
+        left_at = _weight(self._config, self._new)
+        for weight in (step for step in self._policy.steps if step >= left_at - 1e-9):
             verdict = self._step(weight, drive)
             if isinstance(verdict, RollBack):
                 break
@@ -107,7 +109,7 @@ class Canary:
         ]
         self._lever.split(self._config.model_copy(update={"variants": variants}))
         self._lever.event("rollout.step", self._new.digest, {"weight": weight, "stable": self._stable.digest})
-        at_start = self._lever.counted(self._new.app).requests
+        at_start = _ended(self._lever.tally(self._new.app))
         if drive is not None:
             drive(weight)
         deadline = time.monotonic() + self._step_timeout_s
@@ -120,22 +122,26 @@ class Canary:
                 verdict = RollBack(f"after {self._step_timeout_s:g} s there were only {verdict.reason}", judged=False)
                 break
             time.sleep(self._poll_s)
-        canary = state.canary
-        self._steps.append({"weight": weight, "requests": canary.requests, "errors": canary.errors})
-        logger.info(
-            "rollout: %g%% to %s: %d requests, %d errors", weight, self._new.digest[:12], canary.requests, canary.errors
-        )
+        requests, errors = _ended(state.canary), state.canary.errors
+        self._steps.append({"weight": weight, "requests": requests, "errors": errors})
+        logger.info("rollout: %g%% to %s: %d requests, %d errors", weight, self._new.digest[:12], requests, errors)
         return verdict
 
     def _look(self, at_start: int) -> RolloutState:
-        canary = self._lever.counted(self._new.app)
+        canary = self._lever.tally(self._new.app)
         return RolloutState(
-            stable=_since(self._lever.counted(self._stable.app), self._before[self._stable.app]),
-            canary=_since(canary, self._before[self._new.app]),
-            at_step=canary.requests - at_start,
+            stable=self._lever.tally(self._stable.app) - self._before[self._stable.app],
+            canary=canary - self._before[self._new.app],
+            at_step=_ended(canary) - at_start,
             alarms=0 if self._policy.ignore_alarms else self._lever.alarms(self._new.digest, self._began),
         )
 
 
-def _since(now: Counted, then: Counted) -> Counted:
-    return Counted(requests=now.requests - then.requests, errors=now.errors - then.errors)
+def _weight(config: GatewayConfig, new: Variant) -> float:
+    """Percent of the traffic that a rollout which was broken off had given to a model."""
+    total = sum(variant.weight for variant in config.variants)
+    return next((100.0 * one.weight / total for one in config.variants[1:] if one.app == new.app), 0.0)
+
+
+def _ended(tally: Tally) -> int:
+    return tally.requests - tally.running

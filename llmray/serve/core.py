@@ -13,10 +13,10 @@ from llmray.errors import InputError, LLMRayError, UnavailableError
 from llmray.serve.accounts import Accounts
 from llmray.serve.answer import Answer
 from llmray.serve.embedder import Embedded, Embedder
-from llmray.serve.engine import DeadlineExceededError, EngineLoad, OverloadedError, RequestRefusedError
+from llmray.serve.engine import DeadlineExceededError, EngineLoad, EngineRequest, OverloadedError, RequestRefusedError
 from llmray.serve.metrics import EngineLoads
 from llmray.serve.planning import Plan, make_plans
-from llmray.serve.ports import Backend, FeedbackRecord, Ports, PromptTemplate, Watcher
+from llmray.serve.ports import Backend, FeedbackRecord, OutputRecord, Ports, PromptTemplate, Watcher
 from llmray.serve.prompts import PromptCache
 from llmray.serve.protocol import (
     ApiError,
@@ -28,8 +28,10 @@ from llmray.serve.protocol import (
 )
 from llmray.serve.reply import Reply
 from llmray.serve.request_log import notes
+from llmray.serve.shadow import Shadower
+from llmray.serve.tally import Tally
 from llmray.serve.text_log import check
-from llmray.serve.variants import GatewayConfig, TextLog, Variant, choose
+from llmray.serve.variants import GatewayConfig, Shadow, TextLog, Variant, choose
 
 _ATTEMPTS = 3
 
@@ -59,7 +61,10 @@ class Gateway:
             engine_loads: model application to how busy each of its replicas is; None where nobody can say.
         """
         self.config: GatewayConfig | None = None
-        self.accounts = Accounts(ports.outputs, monitor=self._monitor, text_log=self._text_log, clock=clock)
+        self.accounts = Accounts(
+            ports.outputs, monitor=self._monitor, shadow=self._offer, text_log=self._text_log, clock=clock
+        )
+        self.shadower = Shadower(self._shadow, backend, self.accounts.keep, clock=clock, new_id=new_id)
         self.keys = ports.keys
         """Who may ask; None for anybody who reaches this gateway."""
         self._ports = ports
@@ -88,9 +93,11 @@ class Gateway:
     def start(self) -> None:
         """Begin to empty the queues, on the running event loop."""
         self.accounts.start()
+        self.shadower.start()
 
     async def close(self) -> None:
         """Send what is queued."""
+        await self.shadower.close()
         await self.accounts.close()
 
     async def open(self, body: ChatRequest | CompletionRequest) -> Reply:
@@ -222,11 +229,13 @@ class Gateway:
         """Prometheus text; an engine that does not answer within a second is left out."""
         engines = await self._busy()
         return await self.accounts.text(
-            engines, llmray_prompt_stale_total=float(self._prompts.stale if self._prompts else 0)
+            engines,
+            llmray_prompt_stale_total=float(self._prompts.stale if self._prompts else 0),
+            llmray_shadow_dropped_total=float(self.shadower.dropped),
         )
 
-    def traffic(self) -> dict[str, dict[str, int]]:
-        """For each application, since this replica started: `requests`, `errors`, `running`."""
+    def traffic(self) -> dict[str, Tally]:
+        """What was counted of each application since this replica started."""
         return self.accounts.traffic()
 
     async def _busy(self) -> EngineLoads:
@@ -253,6 +262,12 @@ class Gateway:
         if not _having(config, model):
             raise _no_model(model, [name for name in self.models() if name not in config.embeddings])
         return model
+
+    def _shadow(self) -> Shadow | None:
+        return None if self.config is None else self.config.shadow
+
+    def _offer(self, request: EngineRequest, answered: OutputRecord) -> None:
+        self.shadower.offer(request, answered)
 
     def _text_log(self) -> TextLog:
         return TextLog() if self.config is None else self.config.text_log

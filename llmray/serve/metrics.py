@@ -44,7 +44,7 @@ class Ended:
     """What an answer came to."""
 
     outcome: str
-    """`stop`, `length`, `tool_calls`; or `cancelled`, `error`, `refused`."""
+    """`stop`, `length`, `tool_calls`; or `cancelled`, `error`, `refused`, `deadline`."""
     prompt_tokens: int
     completion_tokens: int
     ttft_s: float | None
@@ -133,7 +133,7 @@ class AnswerFigures:
         self._enter(None)
         if end.outcome == "refused":
             return  # counted with its code, where the error is answered
-        if end.outcome in ("error", "cancelled"):
+        if end.outcome in ("error", "cancelled", "deadline"):
             metrics.failure.labels(*labels, end.outcome).inc()
         else:
             metrics.success.labels(*labels, end.outcome).inc()

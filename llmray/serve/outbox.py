@@ -122,7 +122,10 @@ class Outbox(Generic[Item]):
     async def _send_one(self) -> bool:
         batch = [item for item, _ in islice(self._waiting, self._batch if self._together else 1)]
         try:
-            await asyncio.wait_for(self._send(batch), self._timeout_s)
+            async with asyncio.timeout(
+                self._timeout_s
+            ):  # wait_for loses a cancellation that comes as the batch is done
+                await self._send(batch)
         except Exception as error:
             logger.warning("%s: %d items not sent: %s", self._name, len(batch), error)
             if isinstance(error, UserError) and len(batch) > 1:

@@ -63,8 +63,8 @@ class GatewayReplica:
     """HTTP in, events out; its `user_config` is a `GatewayConfig`."""
 
     def __init__(self, registry_app: str | None) -> None:
-        replica = serve.get_replica_context().replica_id.unique_id
-        write_to(Path(get_serve_logs_dir()) / f"llmray_requests_{replica}.jsonl")
+        self._id = serve.get_replica_context().replica_id.unique_id
+        write_to(Path(get_serve_logs_dir()) / f"llmray_requests_{self._id}.jsonl")
         ports = Ports()
         if registry_app is not None:
             bridge = BridgePorts(registry_app)
@@ -89,6 +89,7 @@ class GatewayReplica:
     async def traffic(self) -> dict[str, Any]:
         """What a rollout decides on: counts for each application, and the configuration that they were made under."""
         return {
+            "replica": self._id,
             "apps": self.core.traffic(),
             "config": None if self.core.config is None else self.core.config.model_dump(),
         }

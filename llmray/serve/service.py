@@ -15,8 +15,9 @@ from typing import Any
 from llmray.errors import ConfigError, InputError, UnavailableError
 from llmray.serve.canary import Canary, RolloutResult
 from llmray.serve.control import DeploymentFailedError, ServeControl, check_port, wait_for
-from llmray.serve.rollout import Counted, RolloutPolicy
-from llmray.serve.variants import GatewayConfig, Variant
+from llmray.serve.rollout import RolloutPolicy
+from llmray.serve.tally import Tally, together
+from llmray.serve.variants import GatewayConfig, Shadow, Variant
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ class Service:
         self.control = control
         self._runtime_env = dict(runtime_env)
         self._host, self._port = host, port
+        self._gateways: dict[str, Mapping[str, Tally]] = {}
+        self._gateway: Any = None
         if (address := control.http_address()) is None:
             check_port(host, port)
         elif address != (host, port):
@@ -156,9 +159,13 @@ class Service:
         stable = config.variants[0]
         if stable.app == source.app:
             return RolloutResult(status="done", reason="it has all of the traffic already", digest=source.digest)
-        if config.variants[-1].app != source.app:  # another canary was left behind: it goes first
+        if (
+            len(config.variants) > 1 and config.variants[-1].app != source.app
+        ):  # another canary was left behind: it goes first
             config = config.model_copy(update={"variants": [stable.model_copy(update={"weight": 100.0})]})
             self.split(config)
+        if config.shadow is not None and config.shadow.variant.app == source.app:  # from now on it is heard
+            config = config.model_copy(update={"shadow": None})
         self._remove_unused(config, timeout_s=timeout_s)
         self._start({source.app: self._model_app(source)}, timeout_s)
         new = source.variant("canary", policy.steps[0])
@@ -166,6 +173,25 @@ class Service:
         result, final = canary.run(drive)
         self._remove_unused(final, timeout_s=timeout_s)
         return result
+
+    def shadow(self, source: ModelSource | None, *, share: float, timeout_s: float) -> None:
+        """Copy a share of the requests, in percent, to a model that nobody hears; None ends it.
+
+        Raises:
+            InputError: nothing is served yet, or the model serves already.
+        """
+        config = self.config()
+        if config is None:
+            raise InputError("nothing is served yet: deploy a model first")
+        shadow = None
+        if source is not None:
+            if source.app in {variant.app for variant in config.variants}:
+                raise InputError(f"{source.app} answers requests already: it cannot be a shadow too")
+            shadow = Shadow(variant=source.variant("shadow", 0.0), share=share)
+            self._start({source.app: self._model_app(source)}, timeout_s)
+        config = config.model_copy(update={"shadow": shadow})
+        self.split(config)
+        self._remove_unused(config, timeout_s=timeout_s)
 
     def shutdown(self, *, timeout_s: float) -> None:
         """Take everything of ours away, the gateway first: what it still holds reaches the registry."""
@@ -186,15 +212,16 @@ class Service:
         app["deployments"] = [{"name": _GATEWAY, "user_config": config.model_dump()}]
         self._send({GATEWAY_APP: app})
         wait_for(
-            lambda: self._traffic()["config"] == config.model_dump(),
+            lambda: all(one["config"] == config.model_dump() for one in self._traffic()),
             timeout_s=_TAKE_OVER_S,
             what="the gateway to take its new configuration",
         )
 
-    def counted(self, app: str) -> Counted:
-        """Ended requests of an application since the gateway started."""
-        counts = self._traffic()["apps"].get(app, {"requests": 0, "errors": 0, "running": 0})
-        return Counted(requests=counts["requests"] - counts["running"], errors=counts["errors"])
+    def tally(self, app: str) -> Tally:
+        """What the gateway's replicas counted of an application since they started, those that are gone since included."""
+        for one in self._traffic():
+            self._gateways[one["replica"]] = one["apps"]
+        return together(apps[app] for apps in self._gateways.values() if app in apps)
 
     def alarms(self, digest: str, since: datetime) -> int:
         """Alarms of the monitors about a model."""
@@ -227,20 +254,40 @@ class Service:
     def _remove_unused(self, config: GatewayConfig, *, timeout_s: float) -> None:
         """Take away the models that get no traffic, once nothing runs on them."""
         used = {variant.app for variant in config.variants}
+        if config.shadow is not None:
+            used.add(config.shadow.variant.app)
         unused = [name for name in self.control.applications() if name.startswith("model-") and name not in used]
         if not unused:
             return
 
         def idle() -> bool:
-            counts = self._traffic()["apps"]
-            return not any(counts.get(name, {}).get("running") for name in unused)
+            return not any(
+                apps[name].running for one in self._traffic() for name in unused if name in (apps := one["apps"])
+            )
 
         wait_for(idle, timeout_s=timeout_s, what=f"{', '.join(unused)} to finish their answers")
         self._send(dict.fromkeys(unused))
         self.control.wait_gone(unused, timeout_s=timeout_s)
 
-    def _traffic(self) -> dict[str, Any]:
-        return dict(self.ask(GATEWAY_APP, _GATEWAY, "traffic"))
+    def _traffic(self) -> list[dict[str, Any]]:
+        """What every replica of the gateway says; one that has just died says nothing."""
+        from ray import serve
+        from ray.serve.exceptions import DeploymentUnavailableError
+
+        if self._gateway is None:
+            self._gateway = serve.get_deployment_handle(_GATEWAY, GATEWAY_APP)
+        said: list[dict[str, Any]] = []
+
+        def answered() -> bool:
+            try:
+                found = self._gateway.broadcast("traffic").results(timeout_s=30, return_exceptions=True)
+            except DeploymentUnavailableError:  # a new handle does not know the replicas yet
+                return False
+            said[:] = [one for one in found if not isinstance(one, BaseException)]
+            return bool(said)
+
+        wait_for(answered, timeout_s=_TAKE_OVER_S, what="the gateway to answer")
+        return said
 
     def _send(self, changes: Mapping[str, Any]) -> None:
         self.control.apply(changes, host=self._host, port=self._port)

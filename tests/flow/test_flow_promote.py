@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from llmray.evaluate.scores import ITEMS, SCHEMA, SUBJECT
 from llmray.flow.promote import Verdict, promote, promoted_before, settle, weigh
 from llmray.flow.stages.evaluate import EvaluateConfig, evaluate
 from llmray.registry.registry import Registry
+from llmray.serve.canary import RolloutResult
 
 CONFIG = EvaluateConfig(tasks=("heldout",), max_rows=60)
 POLICY = GatePolicy(tasks={"heldout": TaskPolicy(direction="lower", margin=0.05)})
@@ -283,3 +284,33 @@ def test_evidence_whose_files_are_gone_is_not_believed(registry: Registry, data:
     (Path(proof.uri) / artifact.MANIFEST).unlink()
     with pytest.raises(InputError, match="holds no artifact"):
         ask(registry, chat, proof)
+
+
+def rolled(status: Literal["done", "rolled_back"], *, judged: bool = True) -> Callable[[Artifact], RolloutResult]:
+    return lambda model: RolloutResult(status=status, reason="as told", digest=model.digest, judged=judged)
+
+
+def test_alias_moves_only_when_the_rollout_is_done(registry: Registry, data: Artifact, make: Make) -> None:
+    chat = make("chat", 2.0, make(None, 3.0))
+    proof = evaluate(chat, data, CONFIG)
+    with pytest.raises(GateRefusedError, match="rolled_back") as refused:
+        ask(registry, chat, proof, roll_out=rolled("rolled_back"))
+    assert refused.value.exit_code == 3
+    with pytest.raises(UnavailableError, match="without a verdict"):
+        ask(registry, chat, proof, roll_out=rolled("rolled_back", judged=False))
+    assert production(registry) is None
+    assert ask(registry, chat, proof, roll_out=rolled("done")).promoted
+    assert production(registry) == chat.digest
+
+
+def test_what_the_gate_refuses_meets_nobody(registry: Registry, data: Artifact, make: Make) -> None:
+    worse = make("chat", 3.5, make(None, 3.0))
+    met: list[Artifact] = []
+
+    def roll_out(model: Artifact) -> RolloutResult:
+        met.append(model)
+        return rolled("done")(model)
+
+    with pytest.raises(GateRefusedError, match="stays where it is"):
+        ask(registry, worse, evaluate(worse, data, CONFIG), roll_out=roll_out)
+    assert (met, production(registry)) == ([], None)

@@ -11,6 +11,7 @@ from memory_ports import Bench, BreakingEngine, LostEngine, SlowEngine
 
 from llmray.serve.gateway import create_app
 from llmray.serve.protocol import MAX_BODY_BYTES, ChatRequest, parse
+from llmray.serve.tally import Tally
 
 CHAT = {"model": "docs", "messages": [{"role": "user", "content": "one two three"}]}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
@@ -256,8 +257,8 @@ def test_lost_variant_is_answered_by_another() -> None:
     statuses = run(bench, scenario)
     assert 200 in statuses
     traffic = bench.gateway.traffic()
-    assert traffic["canary"]["errors"] == traffic["canary"]["requests"] > 0
-    assert traffic["stable"]["errors"] == 0
+    assert traffic["canary"].errors == traffic["canary"].requests > 0
+    assert traffic["stable"].errors == 0
 
 
 def test_answer_that_breaks_off_says_so() -> None:
@@ -291,7 +292,7 @@ def test_client_that_leaves_frees_the_engine() -> None:
         assert engine.left.is_set()
         await bench.gateway.close()
         assert {record.finish_reason for record in bench.registry.outputs.values()} == {"cancelled"}
-        assert bench.gateway.traffic()["stable"] == {"requests": 2, "errors": 0, "running": 0}
+        assert bench.gateway.traffic()["stable"] == Tally(requests=2)
 
     asyncio.run(scenario())
 

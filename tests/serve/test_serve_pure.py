@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llmray.errors import ConfigError, InputError, UnavailableError
+from llmray.errors import InputError, UnavailableError
 from llmray.serve.detokenize import Detokenizer, StopText
 from llmray.serve.outbox import Outbox
-from llmray.serve.rollout import Advance, Counted, Hold, RollBack, RolloutPolicy, RolloutState, decide, error_excess
 from llmray.serve.variants import GatewayConfig, Variant, choose
 
 
@@ -150,59 +149,3 @@ def test_outbox_is_bounded_by_bytes_and_waits_for_the_registry_at_the_stop() -> 
         assert (len(box), box.dropped) == (0, 2)
 
     asyncio.run(scenario())
-
-
-def state(
-    requests: int, errors: int, *, at_step: int | None = None, stable: Counted | None = None, alarms: int = 0
-) -> RolloutState:
-    return RolloutState(
-        stable=stable or Counted(requests=1000, errors=5),
-        canary=Counted(requests=requests, errors=errors),
-        at_step=requests if at_step is None else at_step,
-        alarms=alarms,
-    )
-
-
-def test_policy_advances_holds_and_rolls_back() -> None:
-    policy = RolloutPolicy(min_requests=20)
-    assert decide(state(20, 0), policy) == Advance()
-    assert decide(state(50, 0, at_step=19), policy) == Hold("19 of 20 requests at this weight")
-    assert isinstance(decide(state(10, 5), policy), RollBack)
-    assert isinstance(decide(state(100, 0, alarms=1), policy), RollBack)
-    assert decide(state(100, 0, alarms=1), RolloutPolicy(ignore_alarms=True)) == Advance()
-    # both fail alike: the fault is elsewhere, unless the new model answers hardly anything
-    assert decide(state(100, 30, stable=Counted(requests=100, errors=30)), policy) == Advance()
-    assert isinstance(decide(state(100, 60, stable=Counted(requests=100, errors=60)), policy), RollBack)
-    # all of the traffic at once leaves nothing to compare with
-    assert isinstance(decide(state(20, 20, stable=Counted(requests=0, errors=0)), policy), RollBack)
-
-
-def test_good_models_are_rarely_rolled_back_and_bad_ones_nearly_always() -> None:
-    import numpy as np
-
-    random = np.random.default_rng(0)
-    policy = RolloutPolicy(significance=0.01)
-
-    def rolled_back(rate: float) -> float:
-        looks = [
-            decide(
-                state(
-                    100,
-                    int(random.binomial(100, rate)),
-                    stable=Counted(requests=500, errors=int(random.binomial(500, 0.02))),
-                ),
-                policy,
-            )
-            for _ in range(400)
-        ]
-        return sum(isinstance(look, RollBack) for look in looks) / len(looks)
-
-    assert rolled_back(0.02) <= 0.01 + 4 * math.sqrt(0.01 * 0.99 / 400)
-    assert rolled_back(0.2) > 0.95
-    assert error_excess(Counted(requests=10, errors=0), Counted(requests=10, errors=9)) == 1.0
-
-
-@pytest.mark.parametrize("steps", [(), (0, 100), (50, 25, 100), (5, 25), (5, 5, 100), (5, 120)])
-def test_impossible_steps_are_refused(steps: tuple[float, ...]) -> None:
-    with pytest.raises(ConfigError, match="try"):
-        RolloutPolicy(steps=steps)

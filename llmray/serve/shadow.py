@@ -1,0 +1,127 @@
+"""Copies of requests for a model that nobody hears: its answers are kept beside those that people got.
+
+A copy is taken when the client's answer has ended, so it can neither slow nor fail it; a few at a time are answered, a
+bounded queue holds the others, and what does not fit is dropped and counted. Rejected: copying when a request comes in (the
+copy competes with the answer that somebody waits for), and comparing here (texts are compared offline, by
+`shadow_of`).
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from llmray.digest import fraction_of
+from llmray.serve.engine import EngineRequest
+from llmray.serve.ports import Backend, OutputRecord
+from llmray.serve.variants import Shadow
+
+logger = logging.getLogger(__name__)
+
+_AT_A_TIME = 4
+_WAITING = 256
+_LONGEST_S = 120.0
+
+
+class Shadower:
+    def __init__(
+        self,
+        shadow: Callable[[], Shadow | None],
+        backend: Callable[[str], Backend],
+        keep: Callable[[OutputRecord], None],
+        *,
+        clock: Callable[[], float],
+        new_id: Callable[[], str],
+    ) -> None:
+        """Ask the shadow that is configured at the moment, and hand its answers to `keep`."""
+        self.dropped = 0
+        """Copies for which there was no room."""
+        self._shadow = shadow
+        self._backend = backend
+        self._keep = keep
+        self._clock = clock
+        self._new_id = new_id
+        self._copies: asyncio.Queue[tuple[EngineRequest, OutputRecord]] = asyncio.Queue(_WAITING)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to answer copies, on the running event loop."""
+        loop = asyncio.get_running_loop()
+        self._copies = asyncio.Queue(_WAITING)
+        self._tasks = [loop.create_task(self._run(), name=f"shadow {number}") for number in range(_AT_A_TIME)]
+
+    async def close(self) -> None:
+        """Leave what is under way: nobody waits for it."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        self._tasks = []
+
+    def offer(self, request: EngineRequest, answered: OutputRecord) -> None:
+        """Copy a request that was answered, if it is one of the share that is copied."""
+        shadow = self._shadow()
+        if shadow is None or answered.finish_reason in ("error", "cancelled", "deadline"):
+            return
+        if fraction_of(f"shadow:{request.id}") * 100 >= shadow.share:
+            return
+        try:
+            self._copies.put_nowait((request, answered))
+        except asyncio.QueueFull:
+            self.dropped += 1
+
+    async def join(self) -> None:
+        """Wait until every copy that was taken is answered."""
+        await self._copies.join()
+
+    async def _run(self) -> None:
+        while True:
+            request, answered = await self._copies.get()
+            try:
+                if (shadow := self._shadow()) is not None:
+                    self._keep(await self._answer(shadow, request, answered))
+            except Exception as error:
+                self.dropped += 1
+                logger.warning("the record of a shadow's answer was lost: %s", error)
+            finally:
+                self._copies.task_done()
+
+    async def _answer(self, shadow: Shadow, request: EngineRequest, answered: OutputRecord) -> OutputRecord:
+        """What the shadow says; an answer that fails is a record too."""
+        variant, output_id, began = shadow.variant, self._new_id(), self._clock()
+        pieces: list[str] = []
+        tokens, ttft_s, outcome = 0, None, "error"
+        try:
+            async with (
+                asyncio.timeout(_LONGEST_S),
+                aclosing(self._backend(variant.app).submit(replace(request, id=output_id))) as events,
+            ):
+                async for event in events:
+                    if ttft_s is None and event.num_tokens:
+                        ttft_s = self._clock() - began
+                    pieces.append(event.text)
+                    tokens += event.num_tokens
+                    outcome = event.finish_reason or outcome
+        except Exception as error:
+            outcome = "error"
+            logger.info("the shadow %s failed a copy of %s: %s", variant.app, answered.id, error)
+        return replace(
+            answered,
+            id=output_id,
+            at=datetime.fromtimestamp(began, UTC),
+            completion="".join(pieces) if answered.text_kept else "",
+            finish_reason=outcome,
+            model_digest=variant.digest,
+            variant=variant.name,
+            quantization=variant.quantization,
+            engine=variant.engine,
+            completion_tokens=tokens,
+            ttft_s=ttft_s,
+            latency_s=self._clock() - began,
+            cost=None,
+            cached_tokens=0,
+            shadow_of=answered.id,
+        )

@@ -1,0 +1,104 @@
+"""A shadow hears copies and is not heard: not its answers, not its errors, not its slowness."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import pytest
+from memory_ports import Bench, BreakingEngine, SlowEngine
+
+from llmray.serve.answer import Gateway
+from llmray.serve.echo_engine import EchoEngine
+from llmray.serve.engine import EngineRequest, TokenEvent
+from llmray.serve.ports import OutputRecord
+from llmray.serve.protocol import ChatRequest
+from llmray.serve.variants import Shadow, Variant
+
+CHAT = {"model": "docs", "messages": [{"role": "user", "content": "one two three"}]}
+
+
+class LoudEngine(EchoEngine):
+    async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
+        yield TokenEvent("ONE", 1, 3)
+        yield TokenEvent(" TWO", 1, 3, "length")
+
+
+def shadowed(engine: EchoEngine, *, share: float = 100.0) -> Bench:
+    bench = Bench(shadow=engine)
+    assert bench.gateway.config is not None
+    variant = Variant(name="shadow", app="shadow", digest="c" * 64, engine="loud")
+    shadow = Shadow(variant=variant, share=share)
+    bench.gateway.configure(bench.gateway.config.model_copy(update={"shadow": shadow}))
+    return bench
+
+
+async def ask(gateway: Gateway) -> str:
+    answer = await gateway.open(ChatRequest.model_validate(CHAT))
+    return await answer.text()
+
+
+def run(bench: Bench, scenario: Callable[[], Awaitable[None]]) -> list[OutputRecord]:
+    async def whole() -> None:
+        bench.gateway.start()
+        await scenario()
+        await bench.gateway.close()
+
+    asyncio.run(whole())
+    return list(bench.registry.outputs.values())
+
+
+def test_shadow_gets_copies_and_its_answers_are_kept_beside_those_of_people() -> None:
+    bench = shadowed(LoudEngine())
+
+    async def scenario() -> None:
+        assert await ask(bench.gateway) == "one two three"
+        await bench.gateway.shadower.join()
+
+    heard, unheard = run(bench, scenario)
+    assert (heard.variant, heard.shadow_of, heard.completion) == ("stable", None, "one two three")
+    assert (unheard.variant, unheard.shadow_of, unheard.completion) == ("shadow", heard.id, "ONE TWO")
+    assert (unheard.model_digest, unheard.engine, unheard.finish_reason) == ("c" * 64, "loud", "length")
+    assert unheard.completion_tokens == 2
+    assert unheard.messages == heard.messages
+    assert "shadow" not in bench.gateway.traffic()  # copies are nobody's requests
+    assert len(bench.monitor.seen) == 1
+
+
+def test_share_of_the_requests_is_copied() -> None:
+    bench = shadowed(LoudEngine(), share=25.0)
+
+    async def scenario() -> None:
+        for _ in range(200):
+            await ask(bench.gateway)
+        await bench.gateway.shadower.join()
+
+    kept = run(bench, scenario)
+    assert 30 <= sum(one.shadow_of is not None for one in kept) <= 70
+
+
+@pytest.mark.parametrize("engine", [BreakingEngine(), SlowEngine()])
+def test_shadow_that_fails_or_hangs_is_nobodys_trouble(engine: EchoEngine) -> None:
+    bench = shadowed(engine)
+
+    async def scenario() -> None:
+        for _ in range(400):
+            assert await ask(bench.gateway) == "one two three"
+
+    kept = run(bench, scenario)
+    assert sum(one.shadow_of is None for one in kept) == 400
+    if isinstance(engine, BreakingEngine):
+        assert {one.finish_reason for one in kept if one.shadow_of is not None} == {"error"}
+    else:
+        assert bench.gateway.shadower.dropped == 400 - 256 - 4
+        assert engine.active == 0
+
+
+def test_answers_that_people_did_not_get_are_not_copied() -> None:
+    bench = shadowed(LoudEngine())
+    bench.engines["stable"] = SlowEngine()
+
+    async def scenario() -> None:
+        answer = await bench.gateway.open(ChatRequest.model_validate(CHAT))
+        await answer.abandon()
+        await bench.gateway.shadower.join()
+
+    assert [one.shadow_of for one in run(bench, scenario)] == [None]
