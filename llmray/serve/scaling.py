@@ -76,6 +76,8 @@ def desired_replicas(state: ScalingState, policy: ScalingPolicy) -> int:
     wanted = math.ceil(work)
     if wanted >= state.target:
         return wanted
+    if state.replicas == 0:
+        return state.target  # the first one is awaited: only then is it known whether the model loads
     roomy = math.ceil(work / policy.room)
     return max(roomy, state.target - 1) if roomy < state.target else state.target
 

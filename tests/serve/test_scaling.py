@@ -47,6 +47,7 @@ def test_nothing_to_do_is_no_replica_and_something_is_one() -> None:
     assert desired_replicas(state(1, 0), POLICY) == 0
     assert desired_replicas(state(0, 1), POLICY) == 1
     assert desired_replicas(state(1, 0.2, load()), POLICY) == 1
+    assert desired_replicas(state(0, 0, target=1), POLICY) == 1  # one that still starts is awaited
 
 
 def test_waiting_tokens_beyond_the_objective_ask_for_as_many_as_they_need() -> None:
