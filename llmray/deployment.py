@@ -464,12 +464,24 @@ def _source(uri: str, digest: str, quantization: str, engine: str, *, num_cpus: 
 
 
 def _options(num_cpus: float, num_gpus: float = 0.0, env: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
-    runtime_env = {"runtime_env": {"env_vars": dict(env)}} if env else {}
+    runtime_env = {"runtime_env": _with_env(env)} if env else {}
     return {
         "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": num_gpus, **runtime_env},
         "graceful_shutdown_timeout_s": LONGEST_ANSWER_S,
         "graceful_shutdown_wait_loop_s": 0.2,
     }
+
+
+def _with_env(env: Mapping[str, str]) -> dict[str, Any]:
+    """The application's runtime environment, and these variables unless it has its own.
+
+    Serve joins what a file says with what code says only for deployments that the file names; for the others, code would
+    take the place of the file's environment, working directory and all.
+    """
+    import ray
+
+    mine = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
+    return {**mine, "env_vars": {**env, **mine.get("env_vars", {})}}
 
 
 def _shallow(record: Any) -> dict[str, Any]:
