@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import pytest
 from memory_ports import Bench, BreakingEngine, SlowEngine
 
-from llmray.serve.answer import Gateway
+from llmray.serve.core import Gateway
 from llmray.serve.echo_engine import EchoEngine
 from llmray.serve.engine import EngineRequest, TokenEvent
 from llmray.serve.ports import OutputRecord
