@@ -173,6 +173,7 @@ class _LimitedError(ApiError):
 
 
 async def _refuse(send: Send, error: ApiError) -> None:
+    notes().code = error.code
     body = orjson.dumps(error.body())
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if isinstance(error, _LimitedError):

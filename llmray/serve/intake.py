@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmray.serve.chat_fields import MAX_BODY_BYTES
 from llmray.serve.protocol import ApiError, parse
+from llmray.serve.request_log import notes
 
 Body = TypeVar("Body", bound=BaseModel)
 Result = TypeVar("Result")
@@ -53,6 +54,7 @@ class HeaderLimit:
                 f"and {self._limits.max_header_bytes} bytes",
                 code="headers_too_large",
             )
+            notes().code = error.code
             response = JSONResponse(error.body(), status_code=431, headers={"connection": "close"})
             await response(scope, receive, send)
             return

@@ -19,8 +19,9 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 from ray.serve._private.logging_utils import get_serve_logs_dir
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
 
 from llmray.errors import LLMRayError, UnavailableError, UserError
 from llmray.serve.admission import Admission, Objective
@@ -74,7 +75,7 @@ class GatewayReplica:
             backend=backend,
             watcher=_cached(MonitorWatcher),
             embedder=_cached(EmbedderBackend),
-            probe=lambda app: backend(app).info(),
+            probe=lambda app: backend(app).there(),
             engine_loads=lambda app: backend(app).loads(),
         )
 
@@ -206,9 +207,18 @@ class ModelBackend:
             response_serialization="pickle",
         )
 
-    async def info(self) -> Mapping[str, Any]:
-        """What runs there."""
-        return await self._model.info.remote()
+    async def there(self) -> None:
+        """Ask whether a request would be answered, and wake no replica by asking.
+
+        Raises:
+            RayServeException: no replica is there, and none would be started for a request.
+        """
+        try:
+            await self.loads()
+        except DeploymentUnavailableError:
+            apps = (await asyncio.to_thread(serve.status)).applications
+            if self._app not in apps or apps[self._app].status != ApplicationStatus.RUNNING:
+                raise
 
     async def loads(self) -> dict[str, EngineLoad]:
         """How busy each of its replicas is.

@@ -144,6 +144,17 @@ def test_one_line_for_each_request_and_never_a_text(caplog: pytest.LogCaptureFix
     assert "secret" not in caplog.text
 
 
+def test_what_the_door_refuses_has_a_line_too(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "llmray.request")
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        await client.get("/v1/models", headers=[(f"x-{number}", "a") for number in range(1000)])
+
+    run(Bench(), scenario)
+    [line] = lines(caplog)
+    assert (line["status"], line["code"]) == (431, "headers_too_large")
+
+
 def test_what_fails_is_logged_as_an_error_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "llmray.request")
 

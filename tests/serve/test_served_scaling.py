@@ -11,6 +11,7 @@ import httpx
 import pytest
 import ray
 
+from llmray import deployment
 from llmray.serve.control import ServeControl, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.serve, pytest.mark.slow]
@@ -66,8 +67,7 @@ def scaled(ray_cluster: None) -> Iterator[Scaled]:
     control.apply(apps, host="127.0.0.1", port=port)
     control.wait_running(apps, timeout_s=90)
     yield Scaled(control, port)
-    control.apply(dict.fromkeys(apps), host="127.0.0.1", port=port)
-    control.wait_gone(apps, timeout_s=60)
+    deployment.shutdown()
 
 
 def test_replicas_follow_waiting_tokens_down_to_none_and_back(scaled: Scaled) -> None:
@@ -93,6 +93,8 @@ def test_replicas_follow_waiting_tokens_down_to_none_and_back(scaled: Scaled) ->
 
     asyncio.run(crowd())
     scaled.wait_for_replicas(0)
+    assert [httpx.get(f"{scaled.url}/readyz").status_code for _ in range(3)] == [200] * 3
+    scaled.wait_for_replicas(0)  # being asked whether there is a model wakes none
 
     async def first_again() -> None:
         async with httpx.AsyncClient() as client:
