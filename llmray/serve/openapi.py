@@ -13,6 +13,11 @@ from pydantic import BaseModel
 Schema = Mapping[str, Any]
 
 _TEXT, _NUMBER, _WHOLE, _OBJECT = {"type": "string"}, {"type": "number"}, {"type": "integer"}, {"type": "object"}
+_EVENT = {
+    "type": "object",
+    "properties": {"data": {**_TEXT, "description": "A chunk or an error in JSON; `[DONE]` in the last event"}},
+    "required": ["data"],
+}
 OUTPUT_ID_HEADER = "x-llmray-output-id"
 
 
@@ -32,7 +37,7 @@ def responses(schema: Schema, *, stream: bool = False, output_id: bool = False) 
     """
     content: dict[str, Any] = {"application/json": {"schema": schema}}
     if stream:
-        content["text/event-stream"] = {"schema": _TEXT}
+        content["text/event-stream"] = {"schema": _EVENT}
     success: dict[str, Any] = {"description": "Done", "content": content}
     if output_id:
         success["headers"] = {OUTPUT_ID_HEADER: {"schema": _TEXT, "description": "Id that feedback attaches to"}}

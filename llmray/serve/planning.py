@@ -174,8 +174,8 @@ def _tools(body: ChatRequest) -> tuple[tuple[Mapping[str, Any], ...], dict[str, 
 
 
 def _calls_or(functions: Mapping[str, Mapping[str, Any] | None], *others: Mapping[str, Any]) -> dict[str, Any]:
-    """Schema of one call of any of the functions; or of what satisfies another schema."""
-    options: list[Any] = []
+    """Schema of what satisfies another schema, or else of one call of any of the functions."""
+    options: list[Any] = [_moved(other, f"#/anyOf/{number}") for number, other in enumerate(others)]
     for name, parameters in functions.items():
         arguments = parameters or {"type": "object", "properties": {}, "additionalProperties": False}
         options.append(
@@ -189,7 +189,6 @@ def _calls_or(functions: Mapping[str, Mapping[str, Any] | None], *others: Mappin
                 "additionalProperties": False,
             }
         )
-    options += [_moved(other, f"#/anyOf/{len(options) + number}") for number, other in enumerate(others)]
     return {"anyOf": options}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from llmray.errors import NotFoundError, UnavailableError
 from llmray.serve.core import Gateway
 from llmray.serve.echo_engine import EchoEngine
+from llmray.serve.embedder import Embedder
 from llmray.serve.engine import EngineRequest, TokenEvent
 from llmray.serve.ports import (
     FeedbackRecord,
@@ -41,7 +42,7 @@ MADE = datetime(2026, 1, 31, tzinfo=UTC)
 
 class MemoryRegistry:
     def __init__(self) -> None:
-        self.prompts = {name: PromptChoice(versions=[(ASK, 1.0)]) for name in ("ask@production", "ask:2")}
+        self.prompts: dict[str, PromptTemplate | PromptChoice] = {"ask@production": ASK, "ask:2": ASK}
         self.outputs: dict[str, OutputRecord] = {}
         self.feedback: list[FeedbackRecord] = []
         self.up = True
@@ -52,7 +53,8 @@ class MemoryRegistry:
         self._check()
         if reference not in self.prompts:
             raise NotFoundError(f"there is no prompt {reference}: there are {sorted(self.prompts)}")
-        return self.prompts[reference]
+        found = self.prompts[reference]
+        return found if isinstance(found, PromptChoice) else PromptChoice(versions=[(found, 1.0)])
 
     async def prompt_versions(self, reference: str | None) -> Sequence[PromptVersion]:
         names = self.prompts if reference is None else [reference]
@@ -133,17 +135,27 @@ class Bench:
     def __init__(self, *, canary_weight: float = 0.0, registry: Any = None, **engines: EchoEngine) -> None:
         self.registry, self.monitor = registry or MemoryRegistry(), MemoryMonitor()
         self.engines = {"stable": EchoEngine(), **engines}
-        numbers = iter(range(1, 10_000))
+        self.embedders: dict[str, Embedder] = {}
+        numbers = iter(range(1, 1_000_000))
         self.gateway = Gateway(
             Ports(prompts=self.registry, store=self.registry, outputs=self.registry, feedback=self.registry),
             backend=lambda app: self.engines[app],
             watcher=lambda app: self.monitor,
+            embedder=lambda app: self.embedders[app],
             new_id=lambda: f"out{next(numbers)}",
         )
         variants = [Variant(name="stable", app="stable", digest="a" * 64, weight=100.0 - canary_weight)]
         if "canary" in engines:
             variants.append(Variant(name="canary", app="canary", digest="b" * 64, weight=canary_weight))
         self.gateway.configure(GatewayConfig(model="docs", variants=variants, monitor_app="monitor"))
+
+    def configure(self, **changes: Any) -> None:
+        """Change the configuration; `adapters` are those of the first variant."""
+        assert self.gateway.config is not None
+        first, *others = self.gateway.config.variants
+        if "adapters" in changes:
+            changes["variants"] = [first.model_copy(update={"adapters": changes.pop("adapters")}), *others]
+        self.gateway.configure(self.gateway.config.model_copy(update=changes))
 
 
 async def finish(reply: Reply) -> None:
