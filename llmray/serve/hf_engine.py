@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from llmray.errors import UnavailableError
+from llmray.serve import nf4_cpu
 from llmray.serve.adapters import Adapters
 from llmray.serve.detokenize import TokenTexts
 from llmray.serve.engine import (
@@ -77,6 +78,8 @@ class HfEngine:
         on_cpu = loaded.info.device == "cpu"
         if kv_bytes is None:
             kv_bytes = 1 << 30 if on_cpu else int(0.7 * torch.cuda.mem_get_info()[0])
+        if on_cpu:
+            nf4_cpu.speed_up(loaded.model)
         self._adapters = Adapters(loaded.model, adapters or {})
         self._cache = PagedCache(
             loaded.model,
@@ -231,13 +234,13 @@ class HfEngine:
             scheduler.remove(sequence)
         while True:
             try:
-                sequence = self._arrived.get(block=not (scheduler.running or scheduler.waiting))
+                arrived = self._arrived.get(block=not (scheduler.running or scheduler.waiting))
             except queue.Empty:
                 return True
-            if sequence is None:
+            if arrived is None:
                 return False
-            if not sequence.ticket.dropped:
-                scheduler.add(sequence)
+            if not arrived.ticket.dropped:
+                scheduler.add(arrived)
 
     def _step(self) -> None:
         began = time.perf_counter()
@@ -277,7 +280,7 @@ class HfEngine:
 
     def _events(
         self, group: list[tuple[Sequence, int]], logits_NV: torch.Tensor
-    ) -> Iterable[tuple[Ticket, TokenEvent | Exception]]:
+    ) -> list[tuple[Ticket, TokenEvent | Exception]]:
         events: list[tuple[Ticket, TokenEvent | Exception]] = []
         drawing: list[Sequence] = []
         rows: list[int] = []

@@ -209,12 +209,12 @@ def _probe(model: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [probe.shapes[layer] for layer in range(layers)]
 
 
-def _attention(
+def _attention(  # noqa: PLR0917 - transformers' signature
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001
     scaling: float | None = None,
     sliding_window: int | None = None,
     step: Step | _Probe | None = None,

@@ -38,7 +38,7 @@ class Sampler:
         """`mask` gives the tokens (V,) that a grammar allows next."""
         self.sampling = sampling
         self.greedy = sampling.temperature == 0.0 or sampling.top_k == 1
-        self._random = random.Random(sampling.seed)  # noqa: S311 - nothing secret
+        self._random = random.Random(sampling.seed)
         self._mask = mask
         self._counts: dict[int, int] = {}
         self._penalized = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0

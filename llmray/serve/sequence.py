@@ -1,7 +1,8 @@
 """One request in the decode thread: its tokens, and from the tokens that are drawn to the events that the client sees."""
 
 import asyncio
-from collections.abc import Collection, Sequence as Items
+from collections.abc import Collection
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import torch
