@@ -97,9 +97,10 @@ class HfEngine:
         self.closed = False
         self._tokenizer = loaded.tokenizer
         self._texts = TokenTexts(loaded.tokenizer)
-        self._ends = _end_ids(loaded)
+        self.ends = _end_ids(loaded)
+        """Tokens that end an answer."""
         self._vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])
-        self._grammars = Grammars(loaded.tokenizer, vocabulary=self._vocabulary, ends=self._ends)
+        self._grammars = Grammars(loaded.tokenizer, vocabulary=self._vocabulary, ends=self.ends)
         self._tickets: set[Ticket] = set()
         self._arrived: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
         self._speed = _Speed()
@@ -152,7 +153,7 @@ class HfEngine:
             if request.json_schema is not None:
                 grammar = await asyncio.to_thread(self._grammars.compile, request.json_schema)
             prepared = await loop.run_in_executor(self._tokenizing, self._prepare, request, grammar)
-            ticket.sequence = Sequence(ticket, request, prepared, self._texts, self._ends)
+            ticket.sequence = Sequence(ticket, request, prepared, self._texts, self.ends)
             self._arrived.put(ticket.sequence)
             if self.closed:  # perhaps while the prompt was tokenized, and nobody takes it in
                 raise UnavailableError("the engine is closed")
@@ -275,7 +276,10 @@ class HfEngine:
             end = sequence.computed + count
             rows += [len(ids) + row for row in sequence.rows_wanted(count)]
             ids += sequence.ids[sequence.computed : end]
-            chunks.append((count, self._cache.slots(sequence.blocks, end)))
+            if sequence.slots_of != sequence.blocks:
+                sequence.slots_of = list(sequence.blocks)
+                sequence.slots = self._cache.slots(sequence.blocks)
+            chunks.append((count, sequence.slots[:end]))
         return self._cache.forward(ids, chunks, rows)
 
     def _events(

@@ -75,12 +75,11 @@ class PagedCache:
             tuple(torch.empty((slots, *one.shape), dtype=one.dtype, device=one.device) for one in shape)
             for shape in shapes
         ]
-        self._offsets = torch.arange(block_tokens)
 
-    def slots(self, blocks: Sequence[int], num_tokens: int) -> torch.Tensor:
-        """Slots (num_tokens,) of the first tokens that these blocks hold, on the CPU."""
+    def slots(self, blocks: Sequence[int]) -> torch.Tensor:
+        """Slots (L,) of the tokens that these blocks can hold."""
         begins = torch.tensor(blocks).unsqueeze(1) * self.block_tokens
-        return (begins + self._offsets).flatten()[:num_tokens]
+        return (begins + torch.arange(self.block_tokens)).flatten().to(self._device)
 
     def forward(self, ids: Sequence[int], chunks: Sequence[tuple[int, torch.Tensor]], rows: Sequence[int]) -> Any:
         """Logits (rows, V) of some of the step's tokens, at least one; the keys of all of them are in the cache afterwards.
@@ -92,13 +91,13 @@ class PagedCache:
         """
         spans, begin = [], 0
         for count, slots_L in chunks:
-            spans.append(Span(begin, count, len(slots_L) - count, slots_L.to(self._device)))
+            spans.append(Span(begin, count, len(slots_L) - count, slots_L))
             begin += count
         write_T = torch.cat([span.slots_L[span.past :] for span in spans])
-        positions_T = torch.cat([torch.arange(span.past, span.past + span.count) for span in spans])
+        positions = [place for span in spans for place in range(span.past, span.past + span.count)]
         return self._model(
             input_ids=torch.tensor([ids], device=self._device),
-            position_ids=positions_T.unsqueeze(0).to(self._device),
+            position_ids=torch.tensor([positions], device=self._device),
             use_cache=False,
             logits_to_keep=torch.tensor(rows or [0], device=self._device),
             step=Step(self, write_T, spans),

@@ -52,6 +52,9 @@ class Sequence:
         self.shareable = not self.echoes_logprobs
         self.root = root_digest(request.adapter or "")
         self.cached_tokens: int | None = None
+        self.slots = torch.empty(0, dtype=torch.long)
+        """Where the keys of its tokens are, kept for as long as its blocks stay the same."""
+        self.slots_of: list[int] = []
         self.ticket = ticket
         self.request = request
         self.prompt_tokens = len(prepared.ids)
