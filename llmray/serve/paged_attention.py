@@ -27,6 +27,8 @@ from transformers import AttentionInterface
 from llmray.errors import ConfigError
 
 ATTENTION = "llmray_paged"
+ROUND_TOKENS = 16
+"""Steps of more tokens than these are filled up to a multiple of them on a CPU."""
 
 
 @dataclass(slots=True)
@@ -70,9 +72,10 @@ class PagedCache:
         wanted = max(budget_bytes // slot_bytes, context_tokens)
         self.num_blocks = -(-wanted // block_tokens)
         self.block_tokens = block_tokens
-        slots = self.num_blocks * block_tokens
+        self._nowhere = self.num_blocks * block_tokens
+        """A slot more than blocks have, for tokens that only fill a step up."""
         self._layers = [
-            tuple(torch.empty((slots, *one.shape), dtype=one.dtype, device=one.device) for one in shape)
+            tuple(torch.empty((self._nowhere + 1, *one.shape), dtype=one.dtype, device=one.device) for one in shape)
             for shape in shapes
         ]
 
@@ -95,9 +98,11 @@ class PagedCache:
             begin += count
         write_T = torch.cat([span.slots_L[span.past :] for span in spans])
         positions = [place for span in spans for place in range(span.past, span.past + span.count)]
+        if fill := _fill(len(ids), self._device):
+            write_T = torch.cat([write_T, torch.full((fill,), self._nowhere)])
         return self._model(
-            input_ids=torch.tensor([ids], device=self._device),
-            position_ids=torch.tensor([positions], device=self._device),
+            input_ids=torch.tensor([[*ids, *[0] * fill]], device=self._device),
+            position_ids=torch.tensor([[*positions, *[0] * fill]], device=self._device),
             use_cache=False,
             logits_to_keep=torch.tensor(rows or [0], device=self._device),
             step=Step(self, write_T, spans),
@@ -109,7 +114,7 @@ class PagedCache:
         keys[step.write_T] = key_TKD
         values[step.write_T] = value_TKD
         heads, groups = query_THD.shape[1], query_THD.shape[1] // key_TKD.shape[1]
-        out_THD = query_THD.new_empty((len(query_THD), heads, value_TKD.shape[-1]))
+        out_THD = query_THD.new_zeros((len(query_THD), heads, value_TKD.shape[-1]))
         alone = list(step.spans)
         if query_THD.is_cuda and len(decoding := [span for span in alone if span.count == 1]) > 1:
             alone = [span for span in alone if span.count > 1]
@@ -118,6 +123,11 @@ class PagedCache:
         for span in alone:
             out_THD[span.begin : span.begin + span.count] = _attend_alone(query_THD, keys, values, span, groups, **how)
         return out_THD
+
+
+def _fill(num_tokens: int, device: torch.device) -> int:
+    """Tokens to add so that a step has a round number of them: on a CPU oneDNN compiles, and keeps, a kernel for each."""
+    return 0 if device.type != "cpu" or num_tokens <= ROUND_TOKENS else -num_tokens % ROUND_TOKENS
 
 
 def _attend_alone(
