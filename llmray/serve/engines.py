@@ -28,6 +28,10 @@ class ModelArgs(BaseModel):
     """`hf`, `echo`, or `module:attribute` of a function from these arguments to an `Engine`."""
     device: str | None = None
     """`cpu`, `cuda`; the GPU if the replica was given one by default."""
+    adapters: dict[str, str] = {}
+    """Folders of LoRA adapters, by the names that requests use."""
+    kv_gb: Annotated[float, Field(gt=0)] | None = None
+    """Memory for keys and values, in GB, at least one context's; 1.07 on a CPU and 70% of what is free on a GPU by default."""
     num_cpus: Annotated[float, Field(ge=0)] = 0.5
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     num_replicas: Annotated[int, Field(ge=1)] = 1
@@ -80,7 +84,13 @@ def hf_engine(args: ModelArgs) -> Engine:
     """transformers, from the artifact's folder."""
     from llmray.serve.hf_engine import HfEngine
 
-    return HfEngine.open(checked_folder(args.uri, args.digest), args.quantization, device=args.device)
+    return HfEngine.open(
+        checked_folder(args.uri, args.digest),
+        args.quantization,
+        device=args.device,
+        adapters={name: storage.local_copy(uri) for name, uri in args.adapters.items()},
+        kv_bytes=None if args.kv_gb is None else int(args.kv_gb * 1e9),
+    )
 
 
 def echo_engine(_: ModelArgs) -> Engine:
