@@ -23,7 +23,7 @@ class ModelArgs(BaseModel):
     digest: str
     """What the folder must hold: another artifact there is refused."""
     quantization: str = "nf4"
-    """`nf4`, `int8` or `none`."""
+    """`nf4`, `int8`, `bf16` or `none` (as stored); `nf4-bf16` for another output head than the default, which is int8."""
     engine: str = "hf"
     """`hf`, `echo`, or `module:attribute` of a function from these arguments to an `Engine`."""
     device: str | None = None

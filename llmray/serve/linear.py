@@ -1,0 +1,147 @@
+"""Quantized linear layers that are fast at every batch size, on the CPU too: NF4 and int8.
+
+NF4 is bitsandbytes' (Dettmers et al. 2023, QLoRA), to the bit. On CPUs its kernel reads the weights once for each few
+rows, which is right for decoding and slow for reading a prompt: from `DENSE_ROWS` rows on, the weights are unpacked
+to bfloat16 and multiplied as usual. Its packing, which bitsandbytes does at the first call, is done here at once.
+
+Int8 on CPUs is oneDNN's integer product: one scale for each row of weights, and each row of activations as two int8
+parts, the second being what the first leaves, so that activations keep some 15 bits. Both parts share one pass over the
+weights. So an outlier costs nothing, where LLM.int8() (Dettmers et al. 2022) takes its columns out; and a row's result
+does not depend on the rows beside it. Rejected: bitsandbytes' int8 (two to four times slower on CPUs; taken on GPUs, and
+on CPUs without VNNI, where integer products saturate), torch's weight-only `_weight_int8pack_mm` (as slow as NF4 from
+8 rows on) and its dynamic quantization (one scale for a whole batch: neighbours change an answer).
+"""
+
+from typing import Literal
+
+import bitsandbytes as bnb
+import torch
+from bitsandbytes.functional import QuantState
+from torch import nn
+from torch.nn.functional import linear
+
+Kind = Literal["nf4", "int8"]
+BLOCK = 64
+"""Neighbouring weights that share a scale in NF4."""
+DENSE_ROWS = 24
+"""Rows of activations from which on unpacking NF4 pays."""
+_QUANTIZE_AT_ONCE = 1 << 18
+"""Weights that are float32 at one time: as many as a core's cache holds."""
+
+
+def quantized(weight_NK: torch.Tensor, bias_N: torch.Tensor | None, kind: Kind, dtype: torch.dtype) -> nn.Linear:
+    """A layer with these weights quantized, on their device; computes in `dtype`.
+
+    Raises:
+        ValueError: bitsandbytes cannot pack this shape.
+    """
+    bias_N = None if bias_N is None else nn.Parameter(bias_N.to(dtype), requires_grad=False)
+    if kind == "nf4":
+        layer: nn.Linear = Nf4Linear.of(weight_NK, dtype)
+    elif integer_products(weight_NK.device):
+        layer = Int8Linear(weight_NK)
+    else:
+        rows, columns = weight_NK.shape
+        layer = bnb.nn.Linear8bitLt(columns, rows, bias=False, has_fp16_weights=False, threshold=6.0, device="meta")
+        half = weight_NK.to("cpu", torch.float16)
+        layer.weight = bnb.nn.Int8Params(half, requires_grad=False, has_fp16_weights=False).to(weight_NK.device)
+    layer.bias = bias_N
+    return layer.eval()
+
+
+def integer_products(device: torch.device) -> bool:
+    """Whether int8 runs on oneDNN here: a CPU whose integer products do not saturate."""
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+
+
+class Nf4Linear(bnb.nn.Linear4bit):
+    """bitsandbytes' layer, with another way through many rows on a CPU."""
+
+    @classmethod
+    def of(cls, weight_NK: torch.Tensor, dtype: torch.dtype) -> "Nf4Linear":
+        rows, columns = weight_NK.shape
+        layer = cls(
+            columns, rows, bias=False, compute_dtype=dtype, compress_statistics=False, quant_type="nf4", device="meta"
+        )
+        options = {"requires_grad": False, "quant_type": "nf4", "compress_statistics": False, "blocksize": BLOCK}
+        if weight_NK.device.type != "cpu":
+            layer.weight = bnb.nn.Params4bit(weight_NK.to(dtype), module=layer, **options).to(weight_NK.device)
+            return layer
+        codes, state = _nf4(weight_NK, dtype)
+        layer.weight = bnb.nn.Params4bit(codes, quant_state=state, bnb_quantized=True, module=layer, **options)
+        layer.eval()
+        if layer.support_avx512bf16_for_cpu and (rows % 32 or columns % BLOCK):
+            raise ValueError(f"a layer of {rows} x {columns} does not fit NF4: a multiple of 32 x {BLOCK} does")
+        layer(torch.zeros(1, columns, dtype=dtype))  # packs it
+        return layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = self.weight.quant_state
+        if not getattr(state, "packing_format_for_cpu", False) or x.numel() < DENSE_ROWS * x.shape[-1]:
+            return super().forward(x)
+        from llmray.serve.nf4_kernel import unpack  # here: other quantizations need no compiler in memory
+
+        weight_NK = torch.empty(state.shape, dtype=torch.bfloat16)
+        packed = self.weight.data.view(state.shape[0] // 32, state.shape[1] // 2, 32)
+        unpack(
+            packed.numpy(), state.absmax.float().numpy(), state.code.numpy(), weight_NK.view(torch.uint16).numpy(), BLOCK // 2
+        )  # fmt: skip
+        return linear(x.to(torch.bfloat16), weight_NK, self.bias).to(x.dtype)
+
+
+class Int8Linear(nn.Linear):
+    """Weights as int8 with a scale for each row, in oneDNN's layout."""
+
+    def __init__(self, weight_NK: torch.Tensor) -> None:
+        rows, columns = weight_NK.shape
+        super().__init__(columns, rows, bias=False, device="meta")
+        scale_N = weight_NK.abs().amax(1).float().clamp(min=1e-12) / 127
+        codes_NK = torch.empty(rows, columns, dtype=torch.int8)
+        at_once = max(1, _QUANTIZE_AT_ONCE // columns)
+        for at in range(0, rows, at_once):
+            part = slice(at, at + at_once)
+            codes_NK[part] = (weight_NK[part] / scale_N[part, None]).round_()
+        packed = torch.ops.onednn.qlinear_prepack(codes_NK, None)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.register_buffer("scale_N", scale_N)
+        self.register_buffer("zero_N", torch.zeros(rows, dtype=torch.int32))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights; oneDNN does not show its own."""
+        return self.in_features * self.out_features + 8 * self.out_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x_MK = x.reshape(-1, x.shape[-1]).float()
+        step_M1 = x_MK.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+        x_MK = x_MK / step_M1
+        coarse_MK = x_MK.round()
+        fine_MK = ((x_MK - coarse_MK) * 254).round()
+        y_2MN = torch.ops.onednn.qlinear_pointwise(
+            torch.cat([coarse_MK, fine_MK]).to(torch.int8), 1.0, 0, self.weight, self.scale_N, self.zero_N,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        coarse_MN, fine_MN = y_2MN.chunk(2)
+        y = torch.add(coarse_MN, fine_MN, alpha=1 / 254).mul_(step_M1).to(x.dtype).view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
+def _nf4(weight_NK: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, QuantState]:
+    """bitsandbytes' codes and scales. Counting the bounds below a weight is the same as its search, and far faster."""
+    code = bnb.functional.get_4bit_type("nf4", device="cpu")
+    bounds = ((code[1:] + code[:-1]) / 2).tolist()
+    flat = weight_NK.reshape(-1, BLOCK)
+    codes = torch.empty(flat.shape[0], BLOCK // 2, dtype=torch.uint8)
+    scales = torch.empty(flat.shape[0])
+    at_once = _QUANTIZE_AT_ONCE // BLOCK
+    for at in range(0, flat.shape[0], at_once):
+        part = flat[at : at + at_once].float()
+        scale = part.abs().amax(1)
+        part = part * (1.0 / scale.clamp(min=1e-38))[:, None]
+        index = torch.zeros(part.shape, dtype=torch.uint8)
+        for bound in bounds:
+            index += part > bound
+        codes[at : at + at_once] = (index[:, ::2] << 4) | index[:, 1::2]
+        scales[at : at + at_once] = scale
+    state = QuantState(absmax=scales, shape=weight_NK.shape, code=code, blocksize=BLOCK, quant_type="nf4", dtype=dtype)
+    return codes.view(-1, 1), state
