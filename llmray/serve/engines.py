@@ -7,10 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llmray import artifact, storage
 from llmray.code_names import load_named
-from llmray.errors import InputError, NotFoundError
+from llmray.errors import ConfigError, InputError, NotFoundError
 from llmray.serve.engine import Engine
+from llmray.serve.external_args import External
 
-ENGINES = {"hf": "llmray.serve.engines:hf_engine", "echo": "llmray.serve.engines:echo_engine"}
+ENGINES = {name: f"llmray.serve.engines:{name}_engine" for name in ("hf", "external", "echo")}
 
 
 class ModelArgs(BaseModel):
@@ -25,7 +26,9 @@ class ModelArgs(BaseModel):
     quantization: str = "nf4"
     """`nf4`, `int8`, `bf16` or `none` (as stored); `nf4-bf16` for another output head than the default, which is int8."""
     engine: str = "hf"
-    """`hf`, `echo`, or `module:attribute` of a function from these arguments to an `Engine`."""
+    """`hf`, `external`, `echo`, or `module:attribute` of a function from these arguments to an `Engine`."""
+    external: External | None = None
+    """For `external`: the server to start. `quantization` then tells the record what its command makes of the weights."""
     device: str | None = None
     """`cpu`, `cuda`; the GPU if the replica was given one by default."""
     num_cpus: Annotated[float, Field(ge=0)] = 0.5
@@ -54,6 +57,16 @@ def hf_engine(args: ModelArgs) -> Engine:
     from llmray.serve.hf_engine import HfEngine
 
     return HfEngine.open(checked_folder(args.uri, args.digest), args.quantization, device=args.device)
+
+
+def external_engine(args: ModelArgs) -> Engine:
+    """A server of its own, on the artifact's folder."""
+    from llmray.serve.external_engine import ExternalEngine
+
+    if args.external is None:
+        raise ConfigError("engine: external needs the command of a server in external.command")
+    folder = checked_folder(args.uri, args.digest)
+    return ExternalEngine.open(folder, args.external, quantization=args.quantization, device=args.device)
 
 
 def echo_engine(_: ModelArgs) -> Engine:
