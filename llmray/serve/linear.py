@@ -1,8 +1,7 @@
-"""Quantized linear layers that are fast at every batch size, on the CPU too: NF4 and int8.
+"""Quantized linear layers: NF4 as bitsandbytes has it, and int8 that is fast at every batch size on CPUs too.
 
-NF4 is bitsandbytes' (Dettmers et al. 2023, QLoRA), to the bit. On CPUs its kernel reads the weights once for each few
-rows, which is right for decoding and slow for reading a prompt: from `DENSE_ROWS` rows on, the weights are unpacked
-to bfloat16 and multiplied as usual. Its packing, which bitsandbytes does at the first call, is done here at once.
+NF4 (Dettmers et al. 2023, QLoRA) is bitsandbytes', to the bit; only its codes are found faster, and its packing for CPUs,
+which bitsandbytes leaves to the first call, is done at once.
 
 Int8 on CPUs is oneDNN's integer product: one scale for each row of weights, and each row of activations as two int8
 parts, the second being what the first leaves, so that activations keep some 15 bits. Both parts share one pass over the
@@ -18,13 +17,10 @@ import bitsandbytes as bnb
 import torch
 from bitsandbytes.functional import QuantState
 from torch import nn
-from torch.nn.functional import linear
 
 Kind = Literal["nf4", "int8"]
 BLOCK = 64
 """Neighbouring weights that share a scale in NF4."""
-DENSE_ROWS = 24
-"""Rows of activations from which on unpacking NF4 pays."""
 _QUANTIZE_AT_ONCE = 1 << 18
 """Weights that are float32 at one time: as many as a core's cache holds."""
 
@@ -37,7 +33,7 @@ def quantized(weight_NK: torch.Tensor, bias_N: torch.Tensor | None, kind: Kind, 
     """
     bias_N = None if bias_N is None else nn.Parameter(bias_N.to(dtype), requires_grad=False)
     if kind == "nf4":
-        layer: nn.Linear = Nf4Linear.of(weight_NK, dtype)
+        layer: nn.Linear = _nf4_layer(weight_NK, dtype)
     elif integer_products(weight_NK.device):
         layer = Int8Linear(weight_NK)
     else:
@@ -52,41 +48,6 @@ def quantized(weight_NK: torch.Tensor, bias_N: torch.Tensor | None, kind: Kind, 
 def integer_products(device: torch.device) -> bool:
     """Whether int8 runs on oneDNN here: a CPU whose integer products do not saturate."""
     return device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
-
-
-class Nf4Linear(bnb.nn.Linear4bit):
-    """bitsandbytes' layer, with another way through many rows on a CPU."""
-
-    @classmethod
-    def of(cls, weight_NK: torch.Tensor, dtype: torch.dtype) -> "Nf4Linear":
-        rows, columns = weight_NK.shape
-        layer = cls(
-            columns, rows, bias=False, compute_dtype=dtype, compress_statistics=False, quant_type="nf4", device="meta"
-        )
-        options = {"requires_grad": False, "quant_type": "nf4", "compress_statistics": False, "blocksize": BLOCK}
-        if weight_NK.device.type != "cpu":
-            layer.weight = bnb.nn.Params4bit(weight_NK.to(dtype), module=layer, **options).to(weight_NK.device)
-            return layer
-        codes, state = _nf4(weight_NK, dtype)
-        layer.weight = bnb.nn.Params4bit(codes, quant_state=state, bnb_quantized=True, module=layer, **options)
-        layer.eval()
-        if layer.support_avx512bf16_for_cpu and (rows % 32 or columns % BLOCK):
-            raise ValueError(f"a layer of {rows} x {columns} does not fit NF4: a multiple of 32 x {BLOCK} does")
-        layer(torch.zeros(1, columns, dtype=dtype))  # packs it
-        return layer
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        state = self.weight.quant_state
-        if not getattr(state, "packing_format_for_cpu", False) or x.numel() < DENSE_ROWS * x.shape[-1]:
-            return super().forward(x)
-        from llmray.serve.nf4_kernel import unpack  # here: other quantizations need no compiler in memory
-
-        weight_NK = torch.empty(state.shape, dtype=torch.bfloat16)
-        packed = self.weight.data.view(state.shape[0] // 32, state.shape[1] // 2, 32)
-        unpack(
-            packed.numpy(), state.absmax.float().numpy(), state.code.numpy(), weight_NK.view(torch.uint16).numpy(), BLOCK // 2
-        )  # fmt: skip
-        return linear(x.to(torch.bfloat16), weight_NK, self.bias).to(x.dtype)
 
 
 class Int8Linear(nn.Linear):
@@ -126,7 +87,7 @@ class Int8Linear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
-def _nf4(weight_NK: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, QuantState]:
+def nf4_codes(weight_NK: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, QuantState]:
     """bitsandbytes' codes and scales. Counting the bounds below a weight is the same as its search, and far faster."""
     code = bnb.functional.get_4bit_type("nf4", device="cpu")
     bounds = ((code[1:] + code[:-1]) / 2).tolist()
@@ -145,3 +106,20 @@ def _nf4(weight_NK: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, Qua
         scales[at : at + at_once] = scale
     state = QuantState(absmax=scales, shape=weight_NK.shape, code=code, blocksize=BLOCK, quant_type="nf4", dtype=dtype)
     return codes.view(-1, 1), state
+
+
+def _nf4_layer(weight_NK: torch.Tensor, dtype: torch.dtype) -> nn.Linear:
+    rows, columns = weight_NK.shape
+    layer = bnb.nn.Linear4bit(
+        columns, rows, bias=False, compute_dtype=dtype, compress_statistics=False, quant_type="nf4", device="meta"
+    )
+    options = {"requires_grad": False, "quant_type": "nf4", "compress_statistics": False, "blocksize": BLOCK}
+    if weight_NK.device.type != "cpu":
+        layer.weight = bnb.nn.Params4bit(weight_NK.to(dtype), module=layer, **options).to(weight_NK.device)
+        return layer
+    if layer.support_avx512bf16_for_cpu and (rows % 32 or columns % BLOCK):
+        raise ValueError(f"a layer of {rows} x {columns} does not fit NF4: a multiple of 32 x {BLOCK} does")
+    codes, state = nf4_codes(weight_NK, dtype)
+    layer.weight = bnb.nn.Params4bit(codes, quant_state=state, bnb_quantized=True, module=layer, **options)
+    layer.eval()(torch.zeros(1, columns, dtype=dtype))  # packs it
+    return layer

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llmray.errors import ConfigError, InputError
 from llmray.serve.engine import EngineInfo
-from llmray.serve.linear import DENSE_ROWS, Int8Linear, Kind, integer_products, quantized
+from llmray.serve.linear import Int8Linear, Kind, integer_products, quantized
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,6 @@ def load(folder: Path, quantization: str, *, device: str | None = None) -> Loade
     except ValueError as error:
         raise ConfigError(f"quantization ({quantization}) does not fit {folder}: {error}; try int8") from error
     _place_the_rest(model, place, dtype)
-    with torch.inference_mode():  # compiles and plans what the first request would otherwise wait for
-        model(input_ids=torch.zeros(1, DENSE_ROWS, dtype=torch.long, device=place))
     info = EngineInfo(
         engine="hf",
         quantization=quantization,

@@ -9,7 +9,7 @@ from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmray.errors import ConfigError
-from llmray.serve.linear import DENSE_ROWS, Int8Linear, integer_products, quantized
+from llmray.serve.linear import Int8Linear, integer_products, nf4_codes, quantized
 from llmray.serve.quantize import load, parse
 
 CPU = torch.device("cpu")
@@ -32,17 +32,15 @@ def distance(y: torch.Tensor, truth: torch.Tensor) -> float:
 
 @torch.inference_mode()
 def test_nf4_is_bitsandbytes_to_the_bit(weight_NK: torch.Tensor) -> None:
-    codes, state = bnb.functional.quantize_4bit(weight_NK, blocksize=64, quant_type="nf4", compress_statistics=False)
-    layer = quantized(weight_NK, None, "nf4", torch.bfloat16)
-    if layer.support_avx512bf16_for_cpu:
-        state.absmax = state.absmax.to(torch.bfloat16).float()  # as its packing does
-    truth = bnb.functional.dequantize_4bit(codes, state)
-    exactly_bf16 = torch.eye(128, dtype=torch.bfloat16)  # more rows than DENSE_ROWS: what comes out is the weights
-    assert torch.equal(layer(exactly_bf16), truth.to(torch.bfloat16).T)
-    few, many = rows(DENSE_ROWS - 1), rows(DENSE_ROWS)
-    for x in (few, many):
-        assert distance(layer(x), linear(x.float(), truth)) < 0.01
-    assert torch.equal(layer(many.view(2, 12, 128)).view(-1, 96), layer(many))
+    before = weight_NK.clone()
+    truth, state = bnb.functional.quantize_4bit(weight_NK, blocksize=64, quant_type="nf4", compress_statistics=False)
+    codes, found = nf4_codes(weight_NK, torch.bfloat16)
+    assert torch.equal(codes, truth)
+    assert torch.equal(found.absmax, state.absmax)
+    assert torch.equal(weight_NK, before)
+    layer = quantized(weight_NK, torch.ones(96), "nf4", torch.bfloat16)
+    x = rows(8)
+    assert distance(layer(x) - 1, linear(x.float(), bnb.functional.dequantize_4bit(truth, state))) < 0.01
 
 
 @torch.inference_mode()
