@@ -21,12 +21,19 @@ from torch import nn
 Kind = Literal["nf4", "int8"]
 BLOCK = 64
 """Neighbouring weights that share a scale in NF4."""
+_LEAST_ROWS = 8
+"""For fewer, oneDNN 3.12 takes its reference code for small layers, thirty times slower; zeros beside them cost nothing."""
 _QUANTIZE_AT_ONCE = 1 << 18
 """Weights that are float32 at one time: as many as a core's cache holds."""
 
 
-def quantized(weight_NK: torch.Tensor, bias_N: torch.Tensor | None, kind: Kind, dtype: torch.dtype) -> nn.Linear:
+def quantized(
+    weight_NK: torch.Tensor, bias_N: torch.Tensor | None, kind: Kind, dtype: torch.dtype, *, output: bool = False
+) -> nn.Linear:
     """A layer with these weights quantized, on their device; computes in `dtype`.
+
+    Args:
+        output: whether it makes logits, which oneDNN then gives in float32: bfloat16 makes ties of near ones.
 
     Raises:
         ValueError: bitsandbytes cannot pack this shape.
@@ -35,7 +42,7 @@ def quantized(weight_NK: torch.Tensor, bias_N: torch.Tensor | None, kind: Kind, 
     if kind == "nf4":
         layer: nn.Linear = _nf4_layer(weight_NK, dtype)
     elif integer_products(weight_NK.device):
-        layer = Int8Linear(weight_NK)
+        layer = Int8Linear(weight_NK, torch.float32 if output else None)
     else:
         rows, columns = weight_NK.shape
         layer = bnb.nn.Linear8bitLt(columns, rows, bias=False, has_fp16_weights=False, threshold=6.0, device="meta")
@@ -53,9 +60,15 @@ def integer_products(device: torch.device) -> bool:
 class Int8Linear(nn.Linear):
     """Weights as int8 with a scale for each row, in oneDNN's layout."""
 
-    def __init__(self, weight_NK: torch.Tensor) -> None:
+    def __init__(self, weight_NK: torch.Tensor, gives: torch.dtype | None = None) -> None:
+        """Quantize.
+
+        Args:
+            gives: type of what comes out; that of what goes in by default.
+        """
         rows, columns = weight_NK.shape
         super().__init__(columns, rows, bias=False, device="meta")
+        self._gives = gives
         scale_N = weight_NK.abs().amax(1).float().clamp(min=1e-12) / 127
         codes_NK = torch.empty(rows, columns, dtype=torch.int8)
         at_once = max(1, _QUANTIZE_AT_ONCE // columns)
@@ -74,16 +87,18 @@ class Int8Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x_MK = x.reshape(-1, x.shape[-1]).float()
+        count = len(x_MK)
         step_M1 = x_MK.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
         x_MK = x_MK / step_M1
         coarse_MK = x_MK.round()
-        fine_MK = ((x_MK - coarse_MK) * 254).round()
-        y_2MN = torch.ops.onednn.qlinear_pointwise(
-            torch.cat([coarse_MK, fine_MK]).to(torch.int8), 1.0, 0, self.weight, self.scale_N, self.zero_N,
-            None, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
-        coarse_MN, fine_MN = y_2MN.chunk(2)
-        y = torch.add(coarse_MN, fine_MN, alpha=1 / 254).mul_(step_M1).to(x.dtype).view(*x.shape[:-1], -1)
+        codes_RK = torch.zeros(max(2 * count, _LEAST_ROWS), self.in_features, dtype=torch.int8)
+        codes_RK[:count] = coarse_MK
+        codes_RK[count : 2 * count] = ((x_MK - coarse_MK) * 254).round_()
+        y_RN = torch.ops.onednn.qlinear_pointwise(
+            codes_RK, 1.0, 0, self.weight, self.scale_N, self.zero_N, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        y_MN = torch.add(y_RN[:count], y_RN[count : 2 * count], alpha=1 / 254).mul_(step_M1)
+        y = y_MN.to(self._gives or x.dtype).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 

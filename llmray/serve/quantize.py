@@ -151,7 +151,7 @@ def _quantize(model: Any, blocks: str, head: str, place: torch.device, dtype: to
         assert dtype is not None
         weight_NK = module.weight.data.T if isinstance(module, Conv1D) else module.weight.data
         bias_N = None if module.bias is None else module.bias.data.to(place)
-        layer = quantized(weight_NK.to(place), bias_N, _kind(kind), dtype)
+        layer = quantized(weight_NK.to(place), bias_N, _kind(kind), dtype, output=module is output)
         model.set_submodule(name, layer)
 
 
