@@ -10,8 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
-from llmray.serve.answer import Gateway
-from llmray.serve.gateway import create_app
+from llmray.serve.gateway import Gateway, create_app
 from llmray.serve.hf_engine import HfEngine
 from llmray.serve.ports import Ports
 from llmray.serve.variants import GatewayConfig, Variant

@@ -7,9 +7,8 @@ import sys
 
 import uvicorn
 
-from llmray.serve.answer import Gateway
 from llmray.serve.echo_engine import EchoEngine
-from llmray.serve.gateway import create_app
+from llmray.serve.gateway import Gateway, create_app
 from llmray.serve.ports import Ports
 from llmray.serve.variants import GatewayConfig, Variant
 
