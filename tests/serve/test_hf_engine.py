@@ -47,7 +47,7 @@ def chat(request_id: str = "a", **sampling: object) -> EngineRequest:
     return EngineRequest(id=request_id, messages=CHAT, sampling=Sampling(**{"max_tokens": 24, **sampling}))
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("quantization", ["none", "bf16", "nf4", "int8"])
 def test_greedy_equals_generate(tiny_model: Path, quantization: str) -> None:
     engine = HfEngine.open(tiny_model, quantization, device="cpu")
     try:
@@ -127,7 +127,7 @@ def test_a_closed_engine_and_bad_arguments_say_so(tiny_model: Path, tmp_path: Pa
     engine.close()
     with pytest.raises(UnavailableError):
         ask(engine, chat())
-    with pytest.raises(ConfigError, match="nf4, int8, none"):
+    with pytest.raises(ConfigError, match="nf4, int8, bf16, none"):
         load(tiny_model, "int3")
     with pytest.raises(InputError):
         load(tmp_path, "none")
