@@ -152,7 +152,7 @@ async def latencies(
                 loop_us[name].append((time.thread_time() - began) / args.requests * 1e6)
         for gateway in gateways.values():
             await gateway.close()
-        if gateways["with the log"].accounts.traffic()["echo"]["requests"] != await sink.count():
+        if gateways["with the log"].accounts.traffic()["echo"].requests != await sink.count():
             raise RuntimeError("outputs were lost")
     return times, loop_us
 

@@ -108,7 +108,10 @@ def add_ingress(parser: argparse.ArgumentParser) -> None:
 
 def set_environment(args: argparse.Namespace) -> None:
     """For Ray's processes, before they start."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (HERE, HERE.parent)))  # where the replicas find the engines
+    os.environ |= {
+        "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parent))),  # where the replicas find the engines
+        "RAY_worker_niceness": "0",  # as the peer has it: Ray's workers give way to others by 15
+    }
     if args.ingress == "haproxy":
         os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
 

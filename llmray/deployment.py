@@ -320,13 +320,18 @@ def shutdown(*, timeout_s: float = 660.0) -> None:
 class RegistryBridge(RegistryPrompts):
     """The registry as replicas reach it. Every call is one short transaction in a thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str | None = None, *, busy_timeout_s: float = 4.0) -> None:
+        """Open the registry.
+
+        Args:
+            busy_timeout_s: how long SQLite waits for its turn; less than those who ask wait for an answer.
+        """
         # imported here: building the other applications, in processes of their own, needs no database library
         from llmray.registry.records import Feedback, Output
         from llmray.registry.registry import Registry
 
         self._output_type, self._feedback_type = Output, Feedback
-        super().__init__(Registry.open(busy_timeout_s=4.0))  # says so before those who ask stop waiting
+        super().__init__(Registry.open(url, busy_timeout_s=busy_timeout_s))
 
     async def put_outputs(self, outputs: Sequence[OutputRecord]) -> None:
         """Keep answers."""

@@ -1,15 +1,74 @@
 """From token ids to text a client can print at once: whole characters only, and never a piece of a stop text.
 
 A byte-level token may end in the middle of a UTF-8 character; decoding then ends in U+FFFD, which is held back until
-the next tokens complete it. Only a short window of ids is decoded again each step, anchored where the text was last
+the next tokens complete it. Where a tokenizer's decoder is plain byte-level BPE, text is the decoding of the tokens' bytes,
+one at a time. For other tokenizers only a short window of ids is decoded again each step, anchored where the text was last
 whole (the two-offset scheme of Hugging Face's text-generation-inference), so a long answer costs linear time.
 Rejected: decoding id by id (breaks characters and loses the space before a word) and decoding everything each step
 (quadratic).
 """
 
-from collections.abc import Callable, Sequence
+import codecs
+import json
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 _BROKEN = "�"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class TokenTexts:
+    """What each token of a tokenizer is in UTF-8."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        kinds = _decoder_kinds(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"])
+        self._byte_level = "ByteLevel" in kinds
+        self.plain = kinds == ["ByteLevel"] and not getattr(tokenizer, "clean_up_tokenization_spaces", False)
+        """Whether a text is its tokens' bytes one after another."""
+        self.special = frozenset(tokenizer.all_special_ids)
+        self._added = {token: str(text).encode() for token, text in tokenizer.added_tokens_decoder.items()}
+        self._known: dict[int, bytes] = {}
+
+    def bytes_of(self, token: int) -> bytes:
+        """Bytes of one token; perhaps a part of a character, and none for an id that is no token."""
+        if (known := self._known.get(token)) is None:
+            known = self._known[token] = self._added.get(token) or self._read(token)
+        return known
+
+    def stream(self) -> "Detokenizer | ByteDetokenizer":
+        """A detokenizer for one answer."""
+        if self.plain:
+            return ByteDetokenizer(self.bytes_of, self.special)
+        return Detokenizer(lambda ids: self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _read(self, token: int) -> bytes:
+        text = self._tokenizer.convert_ids_to_tokens(token)
+        if text is None:
+            return b""
+        if self._byte_level:
+            return bytes(_BYTE_OF[char] for char in text)
+        if byte := _BYTE_TOKEN.fullmatch(text):
+            return bytes([int(byte[1], 16)])
+        return str(text).replace("\u2581", " ").encode()
+
+
+class ByteDetokenizer:
+    """Text of a growing list of tokens that are bytes."""
+
+    def __init__(self, bytes_of: Callable[[int], bytes], special: Collection[int]) -> None:
+        self._bytes_of = bytes_of
+        self._special = special
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """New text that will not change any more."""
+        return "" if token in self._special else self._decoder.decode(self._bytes_of(token))
+
+    def flush(self) -> str:
+        """What is left at the end, broken characters included."""
+        return self._decoder.decode(b"", final=True)
 
 
 class Detokenizer:
@@ -81,3 +140,23 @@ class StopText:
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
+
+
+def _decoder_kinds(decoder: dict[str, Any] | None) -> list[str]:
+    if decoder is None:
+        return []
+    return (
+        [kind for part in decoder["decoders"] for kind in _decoder_kinds(part)]
+        if decoder["type"] == "Sequence"
+        else [decoder["type"]]
+    )
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters that byte-level BPE writes bytes as (Radford et al. 2019, GPT-2): printable ones stand for themselves."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()

@@ -159,8 +159,11 @@ class EngineLoad:
 
 class Engine(Protocol):
     info: EngineInfo
-    closed: bool
-    """Whether it can answer no more."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it can answer no more."""
+        ...
 
     def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
         """Generate; the last event has a finish reason.

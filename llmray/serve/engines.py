@@ -7,10 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from llmray import artifact, storage
 from llmray.code_names import load_named
-from llmray.errors import InputError, NotFoundError
+from llmray.errors import ConfigError, InputError, NotFoundError
 from llmray.serve.engine import Engine
+from llmray.serve.external_args import External
 
-ENGINES = {"hf": "llmray.serve.engines:hf_engine", "echo": "llmray.serve.engines:echo_engine"}
+ENGINES = {name: f"llmray.serve.engines:{name}_engine" for name in ("hf", "external", "echo")}
 
 
 class ModelArgs(BaseModel):
@@ -23,11 +24,17 @@ class ModelArgs(BaseModel):
     digest: str
     """What the folder must hold: another artifact there is refused."""
     quantization: str = "nf4"
-    """`nf4`, `int8` or `none`."""
+    """`nf4`, `int8`, `bf16` or `none` (as stored); `nf4-bf16` for another output head than the default, which is int8."""
     engine: str = "hf"
-    """`hf`, `echo`, or `module:attribute` of a function from these arguments to an `Engine`."""
+    """`hf`, `external`, `echo`, or `module:attribute` of a function from these arguments to an `Engine`."""
+    external: External | None = None
+    """For `external`: the server to start. `quantization` then tells the record what its command makes of the weights."""
     device: str | None = None
     """`cpu`, `cuda`; the GPU if the replica was given one by default."""
+    adapters: dict[str, str] = {}
+    """Folders of LoRA adapters, by the names that requests use."""
+    kv_gb: Annotated[float, Field(gt=0)] | None = None
+    """Memory for keys and values, in GB, at least one context's; 1.07 on a CPU and 70% of what is free on a GPU by default."""
     num_cpus: Annotated[float, Field(ge=0)] = 0.5
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     num_replicas: Annotated[int, Field(ge=1)] = 1
@@ -80,7 +87,23 @@ def hf_engine(args: ModelArgs) -> Engine:
     """transformers, from the artifact's folder."""
     from llmray.serve.hf_engine import HfEngine
 
-    return HfEngine.open(checked_folder(args.uri, args.digest), args.quantization, device=args.device)
+    return HfEngine.open(
+        checked_folder(args.uri, args.digest),
+        args.quantization,
+        device=args.device,
+        adapters={name: storage.local_copy(uri) for name, uri in args.adapters.items()},
+        kv_bytes=None if args.kv_gb is None else int(args.kv_gb * 1e9),
+    )
+
+
+def external_engine(args: ModelArgs) -> Engine:
+    """A server of its own, on the artifact's folder."""
+    from llmray.serve.external_engine import ExternalEngine
+
+    if args.external is None:
+        raise ConfigError("engine: external needs the command of a server in external.command")
+    folder = checked_folder(args.uri, args.digest)
+    return ExternalEngine.open(folder, args.external, quantization=args.quantization, device=args.device)
 
 
 def echo_engine(_: ModelArgs) -> Engine:

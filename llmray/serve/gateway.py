@@ -15,6 +15,7 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from llmray.serve import openapi
 from llmray.serve.access import AccessControl
@@ -194,11 +195,19 @@ async def _late(request: Request, error: Exception) -> Response:
     return await _api_error(request, as_api_error(error))
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     told = ApiError(error.status_code, str(error.detail), code=code)
-    return JSONResponse(told.body(), status_code=error.status_code, headers=error.headers)
+    headers = _allowed(request) if error.status_code == 405 else error.headers
+    return JSONResponse(told.body(), status_code=error.status_code, headers=headers)
+
+
+def _allowed(request: Request) -> dict[str, str]:
+    """Every method of a path: the router names only those of the first route that it finds there."""
+    there = [route for route in request.app.routes if isinstance(route, Route)]
+    fitting = [route for route in there if route.path_regex.match(request.url.path)]
+    return {"allow": ", ".join(sorted({method for route in fitting for method in route.methods or ()}))}
 
 
 async def _our_error(_: Request, error: Exception) -> Response:

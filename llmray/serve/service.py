@@ -17,7 +17,7 @@ from llmray.serve.canary import Canary, RolloutResult
 from llmray.serve.control import DeploymentFailedError, ServeControl, check_port, wait_for
 from llmray.serve.rollout import RolloutPolicy
 from llmray.serve.tally import Tally, together
-from llmray.serve.variants import GatewayConfig, Shadow, Variant
+from llmray.serve.variants import GatewayConfig, Shadow, TextLog, Variant
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +118,7 @@ class Service:
             variants=[source.variant("stable", 100.0)],
             monitor_app=None if monitor is None else MONITOR_APP,
             default_prompt=default_prompt,
+            text_log=TextLog() if before is None else before.text_log,
         )
         changes: dict[str, Any] = {source.app: self._model_app(source)}
         if registry_env is not None:

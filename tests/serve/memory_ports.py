@@ -42,7 +42,7 @@ MADE = datetime(2026, 1, 31, tzinfo=UTC)
 
 class MemoryRegistry:
     def __init__(self) -> None:
-        self.prompts = {name: PromptChoice(versions=[(ASK, 1.0)]) for name in ("ask@production", "ask:2")}
+        self.prompts: dict[str, PromptTemplate | PromptChoice] = {"ask@production": ASK, "ask:2": ASK}
         self.outputs: dict[str, OutputRecord] = {}
         self.feedback: list[FeedbackRecord] = []
         self.up = True
@@ -53,7 +53,8 @@ class MemoryRegistry:
         self._check()
         if reference not in self.prompts:
             raise NotFoundError(f"there is no prompt {reference}: there are {sorted(self.prompts)}")
-        return self.prompts[reference]
+        found = self.prompts[reference]
+        return found if isinstance(found, PromptChoice) else PromptChoice(versions=[(found, 1.0)])
 
     async def prompt_versions(self, reference: str | None) -> Sequence[PromptVersion]:
         names = self.prompts if reference is None else [reference]

@@ -30,7 +30,7 @@ def goes_on_serving(running: RunningGateway) -> Iterator[None]:
     yield
     answer = httpx.post(running.url + "/chat/completions", json=CHAT)
     assert answer.json()["choices"][0]["message"]["content"] == "one two three"
-    assert running.bench.gateway.traffic()["stable"]["running"] == 0
+    assert running.bench.gateway.traffic()["stable"].running == 0
     assert running.bench.engines["stable"].active == 0
 
 

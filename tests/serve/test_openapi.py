@@ -5,6 +5,7 @@ anything else is looked at. Rules that JSON Schema has no words for (one field n
 the document, so 400 is let through where schemathesis expects such a body to be taken.
 """
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,12 +17,17 @@ from running_gateway import RunningGateway
 from scripted_model import ScriptedEngine
 from test_openai_client import Lengths
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # Ray Serve's own, from pydantic, as it is imported
+    from llmray.deployment import RegistryBridge
+
 from llmray.serve.gateway import create_app
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[RunningGateway]:
-    bench = Bench(stable=ScriptedEngine())
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    registry = RegistryBridge.func_or_class(f"sqlite:///{tmp_path_factory.mktemp('registry') / 'registry.db'}")
+    bench = Bench(stable=ScriptedEngine(), registry=registry)
     bench.embedders["embed-app"] = Lengths()
     bench.configure(embeddings={"lengths": "embed-app"})
     running = RunningGateway(bench)

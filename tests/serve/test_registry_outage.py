@@ -17,21 +17,10 @@ with warnings.catch_warnings():
     from llmray.deployment import RegistryBridge
 
 from llmray.errors import UnavailableError
-from llmray.prompt_store import RegistryPrompts
-from llmray.registry.registry import Registry
 from llmray.serve.protocol import ChatRequest
 
 BODY = {"model": "docs", "messages": [{"role": "user", "content": "one two"}]}
 Mend = Callable[[], None]
-
-
-class Bridge(RegistryBridge.func_or_class):  # type: ignore[misc]
-    """The bridge on a database that is told to give up waiting at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._registry.close()
-        RegistryPrompts.__init__(self, Registry.open(busy_timeout_s=0.01))
 
 
 def locked(file: Path) -> Mend:
@@ -101,7 +90,7 @@ def test_the_same_with_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def outage(broken: Callable[[], Mend]) -> None:
-    bridge = Bridge()
+    bridge = RegistryBridge.func_or_class(busy_timeout_s=0.01)
     message = {"role": "user", "content": "{x}"}
     bridge._registry.put_prompt("ask", messages=[message], settings={}, message="", author="ada")
     bench = Bench(registry=bridge)
