@@ -82,12 +82,13 @@ def test_replicas_follow_waiting_tokens_down_to_none_and_back(scaled: Scaled) ->
 
     async def crowd() -> None:
         async with httpx.AsyncClient() as client:
-            people = [asyncio.create_task(person(client, f"user{number}")) for number in range(8)]
-            await asyncio.to_thread(scaled.wait_for_replicas, 2)
-            metrics = (await client.get(f"{scaled.url}/metrics")).text
-            assert metrics.count("\nllmray_engine_waiting_tokens{") == 2
-            enough.set()
-            await asyncio.gather(*people)
+            async with asyncio.TaskGroup() as people:
+                for number in range(8):
+                    people.create_task(person(client, f"user{number}"))
+                await asyncio.to_thread(scaled.wait_for_replicas, 2)
+                metrics = (await client.get(f"{scaled.url}/metrics")).text
+                assert metrics.count("\nllmray_engine_waiting_tokens{") == 2
+                enough.set()
             first, second = [await together(client) for _ in range(2)]
             assert first == second
 
