@@ -2,18 +2,14 @@
 
 `gateway`, `model`, `embedder`, `monitor` and `registry` build applications for Serve files (`llmray.deployment:gateway`); `deploy`,
 `rollout`, `status` and `shutdown` send the same files to the cluster that this process is connected to. Only here do
-serving and monitoring meet the registry, in one `RegistryBridge` replica: SQLite takes one writer. Rejected: a registry
-connection in each replica, and applications built by `serve.run` (they would restart at each change, see
-`llmray.serve.control`).
+serving and monitoring meet the registry, in one replica (`llmray.bridge`). Rejected: applications built by `serve.run`
+(they would restart at each change, see `llmray.serve.control`).
 """
 
-import asyncio
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from datetime import datetime
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -23,18 +19,16 @@ from ray.serve import Application
 from ray.serve.config import BackpressureConfig
 
 from llmray import storage
-from llmray.errors import ConfigError, InputError, NotFoundError, UnavailableError
+from llmray.bridge import BridgeAlerts, RegistryBridge
+from llmray.errors import ConfigError, InputError, UnavailableError
 from llmray.prices import price_list
-from llmray.prompt_store import RegistryPrompts
 from llmray.serve.access import is_loopback
 from llmray.serve.admission import Objective
 from llmray.serve.canary import RolloutResult
 from llmray.serve.control import ServeControl
 from llmray.serve.embedder import open_embedder
 from llmray.serve.engines import ModelArgs, checked_folder, open_engine
-from llmray.serve.packing import unpack
-from llmray.serve.ports import FeedbackRecord, Key, OutputRecord
-from llmray.serve.replica import MONITOR, REGISTRY, EmbedderReplica, GatewayReplica, ModelReplica
+from llmray.serve.replica import MONITOR, EmbedderReplica, GatewayReplica, ModelReplica
 from llmray.serve.rollout import RolloutPolicy
 from llmray.serve.routing import replica_options
 from llmray.serve.service import MONITOR_APP, Deployed, ModelSource, Service
@@ -316,97 +310,6 @@ def shutdown(*, timeout_s: float = 660.0) -> None:
         Service(control, host=address[0], port=address[1], runtime_env={}).shutdown(timeout_s=timeout_s)
 
 
-@serve.deployment(name=REGISTRY, max_ongoing_requests=100)
-class RegistryBridge(RegistryPrompts):
-    """The registry as replicas reach it. Every call is one short transaction in a thread."""
-
-    def __init__(self, url: str | None = None, *, busy_timeout_s: float = 4.0) -> None:
-        """Open the registry.
-
-        Args:
-            busy_timeout_s: how long SQLite waits for its turn; less than those who ask wait for an answer.
-        """
-        # imported here: building the other applications, in processes of their own, needs no database library
-        from llmray.registry.records import Feedback, Output
-        from llmray.registry.registry import Registry
-
-        self._output_type, self._feedback_type = Output, Feedback
-        super().__init__(Registry.open(url, busy_timeout_s=busy_timeout_s))
-
-    async def put_outputs(self, outputs: Sequence[OutputRecord]) -> None:
-        """Keep answers."""
-        await asyncio.to_thread(
-            lambda: self._registry.put_outputs([self._output_type(**_shallow(output)) for output in outputs])
-        )
-
-    async def put_packed(self, packed: Sequence[bytes]) -> None:
-        """Keep answers that come from another process."""
-        await asyncio.to_thread(lambda: self._registry.put_outputs(unpack(packed, self._output_type)))
-
-    async def put_feedback(self, feedback: FeedbackRecord) -> None:
-        """Keep feedback on answers that are there."""
-        record = self._feedback_type(**_shallow(feedback))
-        await asyncio.to_thread(self._registry.put_feedback, record)
-
-    async def output(self, output_id: str) -> OutputRecord:
-        """One answer.
-
-        Raises:
-            NotFoundError: there is none of that id.
-        """
-        found = await asyncio.to_thread(self._registry.output, output_id)
-        if found is None:
-            raise NotFoundError(f"there is no output {output_id}")
-        return OutputRecord(**_shallow(found))
-
-    async def key(self, token: str) -> Key | None:
-        """Whom a token stands for."""
-        found = await asyncio.to_thread(self._registry.authenticate, token)
-        if found is None:
-            return None
-        quota = await asyncio.to_thread(self._registry.quota, found.project)
-        return Key(
-            id=found.token_id,
-            project=found.project,
-            user=found.user,
-            scopes=found.scopes,
-            requests_per_minute=quota.requests_per_minute,
-            tokens_per_minute=quota.tokens_per_minute,
-        )
-
-    async def any_keys(self) -> bool:
-        """Whether a key was ever made."""
-        return await asyncio.to_thread(self._registry.any_tokens)
-
-    async def add_event(self, kind: str, subject: str, payload: Mapping[str, Any]) -> None:
-        """Keep an event: an alarm, a step of a rollout."""
-        await asyncio.to_thread(self._registry.add_event, kind, subject, payload)
-
-    async def alarm(self, payload: Mapping[str, Any]) -> None:
-        """Keep a monitor's alarm, once by its `alarm_id`."""
-        await asyncio.to_thread(self._registry.add_alarm, payload)
-
-    async def count_alarms(self, subject: str, since: datetime) -> int:
-        """Alarms about a model since a moment."""
-        events = await asyncio.to_thread(self._registry.events, "drift.alarm", since)
-        return sum(event.subject == subject for event in events)
-
-    def __del__(self) -> None:
-        if opened := getattr(self, "_registry", None):
-            opened.close()
-
-
-class BridgeAlerts:
-    """Where the monitor's alarms go: events of kind `drift.alarm` in the registry."""
-
-    def __init__(self, app: str) -> None:
-        self._app = app
-
-    async def alarm(self, payload: Mapping[str, Any]) -> None:
-        """Keep an alarm."""
-        await serve.get_deployment_handle(REGISTRY, self._app).alarm.remote(dict(payload))
-
-
 def _check_open_to(host: str, database_url: str) -> None:
     """Other machines are let in only where keys tell who they are.
 
@@ -487,7 +390,3 @@ def _with_env(env: Mapping[str, str]) -> dict[str, Any]:
 
     mine = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
     return {**mine, "env_vars": {**env, **mine.get("env_vars", {})}}
-
-
-def _shallow(record: Any) -> dict[str, Any]:
-    return {field.name: getattr(record, field.name) for field in fields(record)}

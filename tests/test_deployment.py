@@ -67,7 +67,7 @@ def test_engine_is_a_name_or_a_path() -> None:
 
     assert asyncio.run(ask()) == "one two"
     for wrong in ("vllm", "llmray.serve.engines:no_engine", "no.such.module:engine"):
-        with pytest.raises(ConfigError, match="hf, echo or module:attribute"):
+        with pytest.raises(ConfigError, match="hf, external, echo or module:attribute"):
             open_engine(ModelArgs(uri="", digest="", engine=wrong))
 
 

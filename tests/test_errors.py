@@ -14,7 +14,7 @@ from llmray import errors
 from llmray.errors import LLMRayError
 
 ROOT = Path(llmray.__path__[0])
-NEVER_LEAVE = {"RowError", "CutShortError"}
+NEVER_LEAVE = {"RowError", "ClientLeftError", "CutShortError"}
 """Caught in the module that raises them, so no user sees them."""
 
 

@@ -5,7 +5,8 @@ the path that nothing goes by are 404; a body that says nothing possible is 400;
 a gate's evidence is 409. Rejected: PUT of a label (a move is an event with a reason, not a state to overwrite).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -88,7 +89,7 @@ def _add_versions(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
     @app.get("/v1/prompts", responses=responses(openapi.listing(_PROMPT)))
     async def prompts() -> Response:
         store = _store(gateway)
-        with _Errors():
+        with _errors():
             versions, labels = await store.prompt_versions(None), await store.prompt_labels(None)
         data = [_shown(version, labels) for version in versions]
         return _json({"object": "list", "data": data, "labels": list(labels)})
@@ -96,14 +97,14 @@ def _add_versions(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
     @app.get("/v1/prompts/{reference}", responses=responses(_PROMPT))
     async def prompt(reference: str) -> Response:
         store = _store(gateway)
-        with _Errors(wrong=404):
+        with _errors(wrong=404):
             [version] = await store.prompt_versions(reference)
             return _json(_shown(version, await store.prompt_labels(version.name)))
 
     @app.post("/v1/prompts", openapi_extra=body_of(NewPrompt), responses=responses(_PROMPT))
     async def create(request: Request) -> Response:
         store, body = _store(gateway), await read_body(request, NewPrompt, limits)
-        with _Errors():
+        with _errors():
             version = await store.put_prompt(
                 PromptDraft(
                     name=body.name,
@@ -139,11 +140,7 @@ def _add_labels(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
         change = LabelChange(type="delete", name=name, label=label, actor=_who(actor), reason=reason)
         return await _changed(gateway, change)
 
-    @app.post(
-        f"{path}/rollback",
-        openapi_extra=body_of(LabelRollback),
-        responses=responses(_LABEL),
-    )
+    @app.post(f"{path}/rollback", openapi_extra=body_of(LabelRollback), responses=responses(_LABEL))
     async def rollback(name: str, label: str, request: Request) -> Response:
         body = await read_body(request, LabelRollback, limits)
         change = LabelChange(type="rollback", name=name, label=label, actor=_who(body.actor), reason=body.reason)
@@ -159,34 +156,28 @@ def _add_labels(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
 
 async def _changed(gateway: Gateway, change: LabelChange) -> Response:
     store = _store(gateway)
-    with _Errors(wrong=404):
+    with _errors(wrong=404):
         check_name(change.name)
-    with _Errors():
+    with _errors():
         now = await store.change_label(change)
     nothing = {"name": change.name, "label": change.label, "versions": {}}
     return _json({"object": "prompt.label", **(nothing if now is None else asdict(now))})
 
 
-class _Errors:
+@contextmanager
+def _errors(wrong: int = 400) -> Iterator[None]:
     """The registry's errors as HTTP knows them; `wrong` is the status of what is wrong rather than missing."""
-
-    def __init__(self, wrong: int = 400) -> None:
-        self._wrong = wrong
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        match error:
-            case NotFoundError():
-                raise ApiError(404, str(error), code="prompt_not_found") from error
-            case InputError():
-                code = "prompt_not_found" if self._wrong == 404 else "invalid_value"
-                raise ApiError(self._wrong, str(error), code=code) from error
-            case GateRefusedError():
-                raise ApiError(409, str(error), param="evidence", code="gate_refused") from error
-            case UnavailableError():
-                raise ApiError(503, str(error), code="registry_unavailable", retry_after_s=1.0) from error
+    try:
+        yield
+    except NotFoundError as error:
+        raise ApiError(404, str(error), code="prompt_not_found") from error
+    except InputError as error:
+        code = "prompt_not_found" if wrong == 404 else "invalid_value"
+        raise ApiError(wrong, str(error), code=code) from error
+    except GateRefusedError as error:
+        raise ApiError(409, str(error), param="evidence", code="gate_refused") from error
+    except UnavailableError as error:
+        raise ApiError(503, str(error), code="registry_unavailable", retry_after_s=1.0) from error
 
 
 def _who(said: str) -> str:
