@@ -6,7 +6,7 @@ keeps them apart); then each request's token is drawn as that request asks (`sam
 one call. A request that is dropped gives its blocks back before the next step.
 
 Chosen against transformers 5.23's own continuous batching after measuring both (201M-parameter Llama, nf4, one thread of a
-Xeon with AMX that others used too; tokens/s at batch 1 / 8, 64 prompt and 64 new tokens): `generate` 31 / 89, its
+busy Xeon with AMX, in separate runs; tokens/s at batch 1 / 8, 64 prompt and 64 new tokens): `generate` 31 / 89, its
 continuous batching 22 / 66-73, this engine 29-33 / 86-114 before NF4 had a path of its own (`nf4_cpu`). Its step draws
 the tokens itself and has no seed, stop or schema of a request, and `cancel_request` leaks its handler; what would be left
 of it, were scheduling and sampling ours, is its cache, whose attention on a CPU multiplies each query with
