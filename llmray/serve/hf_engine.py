@@ -6,11 +6,11 @@ keeps them apart); then each request's token is drawn as that request asks (`sam
 one call. A request that is dropped gives its blocks back before the next step.
 
 Chosen against transformers 5.23's own continuous batching after measuring both (201M-parameter Llama, nf4, one thread of a
-Xeon with AMX, 64 + 64 tokens, batch 1 / 8 in tokens/s): `generate` 31 / 89, its continuous batching 22 / 66-73, this
-engine as fast as `generate` or faster (benchmarks/serving_decode.py). Its step draws the tokens itself, with the first request's
-sampling, and `cancel_request` leaks its handler; what is left if scheduling and sampling are ours is its cache,
-whose attention on a CPU multiplies each query with everybody's keys. Rejected too: decoding request by request, as
-here before (at batch 8 a third of the speed).
+busy Xeon with AMX, in separate runs; tokens/s at batch 1 / 8, 64 prompt and 64 new tokens): `generate` 31 / 89, its
+continuous batching 22 / 66-73, this engine 29-33 / 86-114 before NF4 had a path of its own (`nf4_cpu`). Its step draws
+the tokens itself and has no seed, stop or schema of a request, and `cancel_request` leaks its handler; what would be left
+of it, were scheduling and sampling ours, is its cache, whose attention on a CPU multiplies each query with
+everybody's keys. Rejected too: decoding request by request, which reads all weights for each token.
 
 One OpenMP thread: two of them on a shared core make a step tens of times slower.
 """
