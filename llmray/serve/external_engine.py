@@ -161,7 +161,8 @@ def _ours(error: openai.OpenAIError, request: EngineRequest) -> Exception:
         # servers seldom name the field; what remains to be refused after `check` is a prompt that is too long
         param = str(error.param or ("prompt" if request.messages is None else "messages"))
         too_long = "context_length_exceeded" if "context" in error.message.lower() else "invalid_value"
-        code = error.code if isinstance(error.code, str) else too_long
+        named = str(error.code or error.status_code)
+        code = too_long if named == str(error.status_code) else named
         return RequestRefusedError(f"the server refuses this: {error.message}", param, code)
     return UnavailableError(f"the server broke off: {error}")
 
