@@ -108,7 +108,7 @@ class ExternalEngine:
         except TimeoutError as error:
             raise DeadlineExceededError(f"no answer within {request.timeout_s} s") from error
         except openai.OpenAIError as error:
-            raise _ours(error) from error
+            raise _ours(error, request) from error
         finally:
             self._waiting.pop(request.id, None)
             self._running.pop(request.id, None)
@@ -154,13 +154,16 @@ class ExternalEngine:
         yield reading.last()
 
 
-def _ours(error: openai.OpenAIError) -> Exception:
+def _ours(error: openai.OpenAIError, request: EngineRequest) -> Exception:
     if isinstance(error, openai.RateLimitError):
         return OverloadedError(f"the server is full: {error}", float(error.response.headers.get("retry-after", 1.0)))
     if isinstance(error, openai.APIStatusError) and error.status_code < 500:
-        return RequestRefusedError(
-            f"the server refuses this: {error.message}", str(error.param or "model"), str(error.code or "invalid_value")
-        )
+        # servers seldom name the field; what remains to be refused after `check` is a prompt that is too long
+        param = str(error.param or ("prompt" if request.messages is None else "messages"))
+        too_long = "context_length_exceeded" if "context" in error.message.lower() else "invalid_value"
+        named = str(error.code or error.status_code)
+        code = too_long if named == str(error.status_code) else named
+        return RequestRefusedError(f"the server refuses this: {error.message}", param, code)
     return UnavailableError(f"the server broke off: {error}")
 
 

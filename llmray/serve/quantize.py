@@ -114,9 +114,8 @@ def weight_bytes(model: Any) -> int:
             total += module.nbytes
             continue
         for tensor in _tensors(module):
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
+            if tensor.data_ptr() not in seen:
+                seen.add(tensor.data_ptr())
                 total += tensor.nbytes
     return total
 
