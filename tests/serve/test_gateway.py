@@ -9,7 +9,11 @@ import orjson
 import pytest
 from memory_ports import Bench, BreakingEngine, LostEngine, SlowEngine
 
+from llmray.errors import UnavailableError
+from llmray.serve.core import Gateway
+from llmray.serve.echo_engine import EchoEngine
 from llmray.serve.gateway import create_app
+from llmray.serve.ports import Ports
 from llmray.serve.protocol import MAX_BODY_BYTES, ChatRequest, parse
 from llmray.serve.tally import Tally
 
@@ -338,3 +342,25 @@ def test_gateway_without_a_configuration_lives_and_is_not_ready() -> None:
 
     bench = Bench()
     assert run(bench, scenario) == [503, 200, 503, 0]
+
+
+def test_ready_means_that_a_model_answers() -> None:
+    there: set[str] = set()
+
+    async def probe(app: str) -> None:
+        if app not in there:
+            raise UnavailableError(f"{app} is gone")
+
+    async def play() -> list[bool]:
+        gateway = Gateway(Ports(), backend=lambda app: EchoEngine(), watcher=lambda app: bench.monitor, probe=probe)
+        assert bench.gateway.config is not None
+        gateway.configure(bench.gateway.config)
+        seen = [await gateway.ready()]
+        for apps in ({"stable"}, {"canary"}, {"other"}):
+            there.clear()
+            there.update(apps)
+            seen.append(await gateway.ready())
+        return seen
+
+    bench = Bench(canary_weight=5.0, canary=EchoEngine())
+    assert asyncio.run(play()) == [False, True, True, False]

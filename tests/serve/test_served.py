@@ -64,8 +64,8 @@ def test_openai_async_client_streams_beside_others(served: Served) -> None:
 def test_openai_client_raises_its_own_errors(served: Served) -> None:
     client = served.client()
     with pytest.raises(openai.BadRequestError) as bad:
-        client.chat.completions.create(model="docs", messages=ASK, temperature=3)
-    assert (bad.value.param, bad.value.code) == ("temperature", "invalid_value")
+        client.chat.completions.create(model="docs", messages=ASK, reasoning_effort="high")
+    assert (bad.value.param, bad.value.code) == ("reasoning_effort", "unsupported_value")
     with pytest.raises(openai.BadRequestError) as long:
         client.chat.completions.create(model="docs", messages=[{"role": "user", "content": "日" * 300}])
     assert (long.value.param, long.value.code) == ("messages", "context_length_exceeded")
