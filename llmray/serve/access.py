@@ -73,12 +73,13 @@ class AccessControl:
         if scope["type"] != "http" or path in OPEN:
             await self._app(scope, receive, send)
             return
+        quota = None
         try:
             key = await self._enter(scope, path)
             quota = None if key is None or scope["method"] != "POST" else self._quota(key)
             held = 0.0 if quota is None or key is None else self._reserve(quota, key, scope)
         except ApiError as error:
-            await _refuse(send, error)
+            await _refuse(send, error, [] if quota is None else quota.headers(self._clock()))
             return
         who = Caller() if key is None else Caller(key.project, key.id)
         notes().key_id = who.key_id
@@ -140,11 +141,12 @@ class AccessControl:
             int(length) / _BYTES_PER_TOKEN if length.isdigit() and len(length) < 16 else 0.0, self._clock()
         )
         if isinstance(held, Exceeded):
-            raise _LimitedError(
+            raise ApiError(
+                429,
                 f"the project {key.project} has used its {held.per_minute} {held.what} a minute: "
                 f"try again in {held.retry_after_s:.1f} s",
-                held.retry_after_s,
-                quota.headers(self._clock()),
+                code="rate_limit_exceeded",
+                retry_after_s=held.retry_after_s,
             )
         return held
 
@@ -166,18 +168,10 @@ def is_loopback(host: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-class _LimitedError(ApiError):
-    def __init__(self, message: str, retry_after_s: float, headers: list[tuple[bytes, bytes]]) -> None:
-        super().__init__(429, message, code="rate_limit_exceeded", retry_after_s=retry_after_s)
-        self.headers = headers
-
-
-async def _refuse(send: Send, error: ApiError) -> None:
+async def _refuse(send: Send, error: ApiError, limits: list[tuple[bytes, bytes]]) -> None:
     notes().code = error.code
     body = orjson.dumps(error.body())
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    if isinstance(error, _LimitedError):
-        headers += error.headers
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *limits]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
     if error.status == 401:
