@@ -1,11 +1,10 @@
 """Load a Hugging Face folder with its weights quantized: kept once on disk, made small on the way into memory.
 
-The checkpoint is mapped, not read: each linear layer is quantized from its pages and these are let go, so that a
+The checkpoint is mapped, not read: each linear layer is quantized from its pages, which the system may then drop, so that a
 full-precision copy never stands in memory. Embeddings and norms keep the type that they compute in. The output head, a
-third of an NF4 step if left alone, is quantized to int8: what that changes is a hundredth of what NF4 does. A head that is
-tied to the embedding becomes a quantized copy of it. Rejected: writing a quantized copy of each model (a second
-artifact whose digest nobody evaluated), and transformers' own way to bitsandbytes (no head; an anonymous copy of each
-shard; minutes for what takes seconds).
+third of an NF4 step if left alone, is quantized to int8, whose error is a tenth of NF4's. A head that is tied to the
+embedding becomes a quantized copy of it. Rejected: writing a quantized copy of each model (a second artifact whose digest
+nobody evaluated), and transformers' own way to bitsandbytes (it leaves the head, and an NF4 load holds twice as much).
 """
 
 import logging
