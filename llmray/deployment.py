@@ -1,6 +1,6 @@
 """The composition root: what Serve imports, and the calls that put a model into service and change it there.
 
-`gateway`, `model`, `monitor` and `registry` build applications for Serve files (`llmray.deployment:gateway`); `deploy`,
+`gateway`, `model`, `embedder`, `monitor` and `registry` build applications for Serve files (`llmray.deployment:gateway`); `deploy`,
 `rollout`, `status` and `shutdown` send the same files to the cluster that this process is connected to. Only here do
 serving and monitoring meet the registry, in one `RegistryBridge` replica: SQLite takes one writer. Rejected: a registry
 connection in each replica, and applications built by `serve.run` (they would restart at each change, see
@@ -24,9 +24,10 @@ from llmray import storage
 from llmray.errors import InputError, NotFoundError, UnavailableError
 from llmray.serve.canary import RolloutResult
 from llmray.serve.control import ServeControl
+from llmray.serve.embedder import open_embedder
 from llmray.serve.engines import ModelArgs, checked_folder, open_engine
 from llmray.serve.ports import FeedbackRecord, OutputRecord, PromptTemplate
-from llmray.serve.replica import MONITOR, REGISTRY, GatewayReplica, ModelReplica
+from llmray.serve.replica import MONITOR, REGISTRY, EmbedderReplica, GatewayReplica, ModelReplica
 from llmray.serve.rollout import RolloutPolicy
 from llmray.serve.service import MONITOR_APP, Deployed, ModelSource, Service
 
@@ -45,6 +46,17 @@ class GatewayArgs(_Args):
     """Application of the registry; None for no prompts, output log and feedback."""
     num_cpus: Annotated[float, Field(ge=0)] = 0.2
     max_ongoing_requests: Annotated[int, Field(ge=1)] = 1000
+
+
+class EmbedderArgs(_Args):
+    uri: str
+    """Folder of a sentence-transformers model, or `minilm`."""
+    num_cpus: Annotated[float, Field(ge=0)] = 0.5
+    num_replicas: Annotated[int, Field(ge=1)] = 1
+    max_ongoing_requests: Annotated[int, Field(ge=1)] = 16
+    """Requests that one replica holds; it embeds one at a time."""
+    max_queued_requests: Annotated[int, Field(ge=0)] = 256
+    """Requests that may wait at the gateway before others are refused with 429."""
 
 
 class RegistryArgs(_Args):
@@ -89,6 +101,16 @@ def model(args: ModelArgs) -> Application:
         max_queued_requests=args.max_queued_requests,
         **_options(args.num_cpus, args.num_gpus),
     ).bind(functools.partial(open_engine, args))
+
+
+def embedder(args: EmbedderArgs) -> Application:
+    """One embedding model; `GatewayConfig.embeddings` gives it the name that clients ask for."""
+    return EmbedderReplica.options(  # type: ignore[attr-defined]
+        num_replicas=args.num_replicas,
+        max_ongoing_requests=args.max_ongoing_requests,
+        max_queued_requests=args.max_queued_requests,
+        **_options(args.num_cpus),
+    ).bind(functools.partial(open_embedder, args.uri))
 
 
 def registry(args: RegistryArgs) -> Application:

@@ -110,7 +110,7 @@ class Client:
     def healthy(self) -> bool:
         """Whether a gateway with a model answers."""
         try:
-            self._call("GET", "/healthz")
+            self._call("GET", "/readyz")
         except UnavailableError:
             return False
         return True

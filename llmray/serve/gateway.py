@@ -4,29 +4,36 @@ Bodies are read here rather than by FastAPI, so that every error has OpenAI's sh
 same models. Rejected: FastAPI's own validation (422 with another shape) and a middleware that rewrites its errors.
 """
 
-import asyncio
+import base64
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
-from llmray.errors import LLMRayError
-from llmray.serve.answer import Answer, Gateway
-from llmray.serve.protocol import ApiError, ChatRequest, CompletionRequest, FeedbackRequest, parse
+from llmray.errors import UnavailableError
+from llmray.serve import openapi
+from llmray.serve.core import Gateway
+from llmray.serve.embedder import Embedded
+from llmray.serve.intake import ClientLeftError, HeaderLimit, Limits, read_body, while_client_waits
+from llmray.serve.openapi import OUTPUT_ID_HEADER, body_of, responses
+from llmray.serve.protocol import ApiError, ChatRequest, CompletionRequest, EmbeddingRequest, FeedbackRequest
+from llmray.serve.reply import Reply
+from llmray.serve.shapes import shape_of
+from llmray.serve.sse import EventStream
 
 logger = logging.getLogger(__name__)
 
-OUTPUT_ID_HEADER = "x-llmray-output-id"
+_ATTEMPTS = 3
 
 
-def create_app(gateway: Gateway) -> FastAPI:
+def create_app(gateway: Gateway, limits: Limits | None = None) -> FastAPI:
     """The HTTP face of a gateway."""
+    limits = limits or Limits()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
@@ -35,43 +42,55 @@ def create_app(gateway: Gateway) -> FastAPI:
         await gateway.close()
 
     app = FastAPI(title="llmray", summary="OpenAI-compatible answers whose origin is known", lifespan=lifespan)
-    _add_answers(app, gateway)
-    _add_rest(app, gateway)
+    app.add_middleware(HeaderLimit, limits=limits)
+    _add_answers(app, gateway, limits)
+    _add_models(app, gateway)
+    _add_rest(app, gateway, limits)
     app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(ClientLeftError, _client_left)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _our_error)
     return app
 
 
-def _add_answers(app: FastAPI, gateway: Gateway) -> None:
-    @app.post("/v1/chat/completions", openapi_extra=_body(ChatRequest))
+def _add_answers(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
+    chats = responses(openapi.CHAT, stream=True, output_id=True)
+    completions = responses(openapi.COMPLETION, stream=True, output_id=True)
+
+    @app.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest), responses=chats)
     async def chat(request: Request) -> Response:
-        body = parse(ChatRequest, await request.body())
-        return await _respond(gateway, body, _ChatShape)
+        return await _respond(gateway, request, await read_body(request, ChatRequest, limits))
 
-    @app.post("/v1/completions", openapi_extra=_body(CompletionRequest))
+    @app.post("/v1/completions", openapi_extra=body_of(CompletionRequest), responses=completions)
     async def complete(request: Request) -> Response:
-        body = parse(CompletionRequest, await request.body())
-        return await _respond(gateway, body, _CompletionShape)
+        return await _respond(gateway, request, await read_body(request, CompletionRequest, limits))
+
+    @app.post("/v1/embeddings", openapi_extra=body_of(EmbeddingRequest), responses=responses(openapi.EMBEDDINGS))
+    async def embed(request: Request) -> Response:
+        body = await read_body(request, EmbeddingRequest, limits)
+        embedded = await while_client_waits(request, gateway.embed(body))
+        return Response(orjson.dumps(_embeddings(body, embedded)), media_type="application/json")
 
 
-def _add_rest(app: FastAPI, gateway: Gateway) -> None:
-    @app.get("/v1/models")
+def _add_models(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/v1/models", responses=responses(openapi.listing(openapi.MODEL)))
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(gateway)] if gateway.config else []}
+        return {"object": "list", "data": [_model(gateway, name) for name in gateway.models()]}
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}", responses=responses(openapi.MODEL))
     async def model(name: str) -> dict[str, Any]:
-        if gateway.config is None or name != gateway.config.model:
+        if name not in gateway.models():
             raise ApiError(404, f"the model {name!r} does not exist", param="model", code="model_not_found")
-        return _model(gateway)
+        return _model(gateway, name)
 
-    @app.post("/v1/feedback", openapi_extra=_body(FeedbackRequest))
+
+def _add_rest(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
+    @app.post("/v1/feedback", openapi_extra=body_of(FeedbackRequest), responses=responses(openapi.FEEDBACK))
     async def feedback(request: Request) -> dict[str, Any]:
-        kept = await gateway.give_feedback(parse(FeedbackRequest, await request.body()))
+        kept = await gateway.give_feedback(await read_body(request, FeedbackRequest, limits))
         return {"object": "feedback", "id": kept.id, "output_id": kept.output_id, "kind": kept.kind}
 
-    @app.get("/v1/prompts/{reference}")
+    @app.get("/v1/prompts/{reference}", responses=responses(openapi.PROMPT))
     async def prompt(reference: str) -> dict[str, Any]:
         found = await gateway.resolve_prompt(reference)
         return {
@@ -84,168 +103,90 @@ def _add_rest(app: FastAPI, gateway: Gateway) -> None:
             "settings": dict(found.settings),
         }
 
-    @app.get("/healthz")
-    async def health() -> Response:
-        ready = gateway.config is not None
-        return JSONResponse({"status": "ok" if ready else "no model"}, status_code=200 if ready else 503)
+    @app.get("/healthz", responses=responses(openapi.STATUS))
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
 
-    @app.get("/metrics")
+    @app.get("/readyz", responses=responses(openapi.STATUS))
+    async def ready() -> dict[str, str]:
+        if not await gateway.ready():
+            raise ApiError(503, "no model answers", code="model_unavailable", retry_after_s=1.0)
+        return {"status": "ok"}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(await gateway.metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-class _ChatShape:
-    """Chat answers as OpenAI's clients read them."""
-
-    def __init__(self, answer: Answer, model: str) -> None:
-        self._head = {"id": answer.id, "created": answer.created, "model": model, "llmray": answer.provenance()}
-        self._begun = False
-
-    def whole(self, text: str, finish_reason: str | None, usage: dict[str, int]) -> dict[str, Any]:
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": finish_reason,
-        }
-        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": usage}
-
-    def chunk(self, text: str, finish_reason: str | None) -> dict[str, Any]:
-        delta: dict[str, str] = {"content": text} if text or not self._begun else {}
-        if not self._begun:
-            delta = {"role": "assistant", **delta}
-            self._begun = True
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
-
-    def usage(self, usage: dict[str, int]) -> dict[str, Any]:
-        return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
-
-
-class _CompletionShape:
-    """Completions as OpenAI's clients read them."""
-
-    def __init__(self, answer: Answer, model: str) -> None:
-        self._head = {
-            "id": answer.id,
-            "object": "text_completion",
-            "created": answer.created,
-            "model": model,
-            "llmray": answer.provenance(),
-        }
-
-    def whole(self, text: str, finish_reason: str | None, usage: dict[str, int]) -> dict[str, Any]:
-        return {**self.chunk(text, finish_reason), "usage": usage}
-
-    def chunk(self, text: str, finish_reason: str | None) -> dict[str, Any]:
-        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
-        return {**self._head, "choices": [choice]}
-
-    def usage(self, usage: dict[str, int]) -> dict[str, Any]:
-        return {**self._head, "choices": [], "usage": usage}
-
-
-_Shape = type[_ChatShape] | type[_CompletionShape]
-
-
-async def _respond(gateway: Gateway, body: ChatRequest | CompletionRequest, shape_type: _Shape) -> Response:
-    answer = await gateway.open(body)
-    shape = shape_type(answer, body.model)
-    headers = {OUTPUT_ID_HEADER: answer.id}
+async def _respond(gateway: Gateway, request: Request, body: ChatRequest | CompletionRequest) -> Response:
     if body.stream:
+        # the first token is awaited before the status: what is refused has its status code
+        reply = await while_client_waits(request, gateway.open(body), undo=Reply.abandon)
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        return _Stream(answer, _sse(answer, shape, with_usage), headers)
-    text = await answer.text()
+        return EventStream(reply, shape_of(body, reply), {OUTPUT_ID_HEADER: reply.id}, with_usage=with_usage)
+    reply = await while_client_waits(request, _whole(gateway, body))
     return Response(
-        orjson.dumps(shape.whole(text, answer.finish_reason, _usage(answer))),
+        orjson.dumps(shape_of(body, reply).whole()),
         media_type="application/json",
-        headers=headers,
+        headers={OUTPUT_ID_HEADER: reply.id},
     )
 
 
-class _Stream(StreamingResponse):
-    """A stream of events that closes its answer also when the client left before the first byte."""
-
-    def __init__(self, answer: Answer, content: AsyncGenerator[bytes, None], headers: dict[str, str]) -> None:
-        super().__init__(content, media_type="text/event-stream", headers={"cache-control": "no-cache", **headers})
-        self._answer = answer
-        self._content = content
-
-    async def __call__(self, *args: Any) -> None:
+async def _whole(gateway: Gateway, body: ChatRequest | CompletionRequest) -> Reply:
+    """The whole answer; where its replica died it is begun anew, since nobody has seen any of it."""
+    lost: UnavailableError | None = None
+    for _ in range(_ATTEMPTS):
+        reply = await gateway.open(body)
         try:
-            await super().__call__(*args)
-        finally:
-            await self._content.aclose()
-            await self._answer.abandon()
+            await reply.complete()
+        except UnavailableError as error:
+            lost = error
+        else:
+            return reply
+    raise ApiError(503, f"the model broke off: {lost}", code="model_unavailable", retry_after_s=1.0)
 
 
-async def _sse(answer: Answer, shape: _ChatShape | _CompletionShape, with_usage: bool) -> AsyncGenerator[bytes, None]:
-    try:
-        async with aclosing(answer.events()) as events:
-            async for event in events:
-                if event.text or event.finish_reason is not None:
-                    yield _data(shape.chunk(event.text, event.finish_reason))
-    except (asyncio.CancelledError, GeneratorExit):
-        raise
-    except Exception as error:
-        logger.exception("answer %s broke off", answer.id)
-        message = str(error) if isinstance(error, LLMRayError) else "the answer broke off"
-        yield _data(ApiError(500, message, code="answer_broke_off").body())
-        return
-    if with_usage:
-        yield _data(shape.usage(_usage(answer)))
-    yield b"data: [DONE]\n\n"
+def _embeddings(body: EmbeddingRequest, embedded: Embedded) -> dict[str, Any]:
+    rows = embedded.vectors_ND.astype("<f4")
+    as_text = body.encoding_format == "base64"
+    vectors = [base64.b64encode(row.tobytes()).decode() if as_text else row.tolist() for row in rows]
+    data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
+    usage = {"prompt_tokens": embedded.tokens, "total_tokens": embedded.tokens}
+    return {"object": "list", "model": body.model, "data": data, "usage": usage}
 
 
-def _data(value: dict[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(value) + b"\n\n"
-
-
-def _usage(answer: Answer) -> dict[str, int]:
-    return {
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.completion_tokens,
-        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
-    }
-
-
-def _model(gateway: Gateway) -> dict[str, Any]:
+def _model(gateway: Gateway, name: str) -> dict[str, Any]:
     assert gateway.config is not None
+    config = gateway.config
+    found: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": "llmray"}
+    if name in config.embeddings:
+        return found | {"kind": "embedding"}
     variants = [
         {"name": variant.name, "digest": variant.digest, "weight": variant.weight, "quantization": variant.quantization}
-        for variant in gateway.config.variants
+        for variant in config.variants
+        if name == config.model or name in variant.adapters
     ]
-    return {"id": gateway.config.model, "object": "model", "created": 0, "owned_by": "llmray", "variants": variants}
-
-
-def _body(model: type[BaseModel]) -> dict[str, Any]:
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema = _inline(schema, schema.pop("$defs", {}))
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-def _inline(node: Any, definitions: dict[str, Any]) -> Any:
-    """The schema without references: FastAPI adds no components for bodies that it does not read."""
-    if isinstance(node, dict):
-        if "$ref" in node:
-            return _inline(definitions[node["$ref"].rsplit("/", 1)[1]], definitions)
-        return {name: _inline(value, definitions) for name, value in node.items()}
-    return [_inline(item, definitions) for item in node] if isinstance(node, list) else node
+    parent = {} if name == config.model else {"parent": config.model}
+    return found | parent | {"kind": "chat", "variants": variants}
 
 
 async def _api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, round(error.retry_after_s)))}
+    if error.status in (408, 413):  # the rest of the body is not read
+        headers["connection"] = "close"
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
+async def _client_left(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; proxies log this number
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse(
-        ApiError(error.status_code, str(error.detail), code="not_found" if error.status_code == 404 else None).body(),
-        status_code=error.status_code,
-        headers=error.headers,
-    )
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+    told = ApiError(error.status_code, str(error.detail), code=code)
+    return JSONResponse(told.body(), status_code=error.status_code, headers=error.headers)
 
 
 async def _our_error(_: Request, error: Exception) -> Response:

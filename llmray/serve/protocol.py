@@ -1,39 +1,45 @@
 """The HTTP edge: OpenAI's requests and errors, held to one rule: a field is honoured or refused, never ignored.
 
-A field that no engine here can do is refused with its name, unless it has the value that asks for nothing (`n: 1`,
-`logprobs: false`): clients send those. Null is the same as absent, as in OpenAI's API. Rejected: accepting extra
-fields, which is how servers come to give an answer without the penalty or the schema that the client relied on.
+A field that no engine here can do is refused with its name, unless it has the value that asks for nothing
+(`best_of: 1`): clients send those. Null is the same as absent, as in OpenAI's API. What only some engines can do is
+taken here and refused by the engine, by the same names. Rejected: accepting extra fields, which is how servers come to
+give an answer without the penalty or the schema that the client relied on.
 """
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from itertools import chain
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from llmray.errors import UserError
-from llmray.serve.engine import ChatMessage, RequestRefusedError
+from llmray.errors import LLMRayError, UserError
+from llmray.serve.chat_fields import (
+    MAX_BODY_BYTES,
+    Document,
+    Message,
+    NamedTool,
+    ResponseFormat,
+    StreamOptions,
+    Strict,
+    Text,
+    Tool,
+    without_nulls,
+)
+from llmray.serve.engine import DeadlineExceededError, OverloadedError, RequestRefusedError
 
-MAX_BODY_BYTES = 4 << 20
+MAX_DEPTH = 64
+"""Levels of lists and objects in a body; a JSON schema has some ten."""
+MAX_CHOICES = 128
 
 _ASKS_FOR_NOTHING: Mapping[str, tuple[Any, ...]] = {
-    "n": (1,),
     "best_of": (1,),
-    "echo": (False,),
-    "logprobs": (False,),
-    "frequency_penalty": (0, 0.0),
-    "presence_penalty": (0, 0.0),
-    "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "modalities": (["text"],),
-    "store": (False,),
     "service_tier": ("auto", "default"),
     "suffix": ("",),
 }
-"""Fields of OpenAI's API that we do not do yet, with the values that change nothing."""
+"""Fields of OpenAI's API that we do not do, with the values that change nothing."""
 
 _KNOWN_UNDONE = frozenset(_ASKS_FOR_NOTHING) | {
     "audio",
@@ -43,13 +49,14 @@ _KNOWN_UNDONE = frozenset(_ASKS_FOR_NOTHING) | {
     "prompt_cache_key",
     "reasoning_effort",
     "safety_identifier",
-    "top_logprobs",
     "verbosity",
     "web_search_options",
 }
 
-Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
-Text = Annotated[str, StringConstraints(max_length=MAX_BODY_BYTES)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
 
 class ApiError(UserError):
@@ -75,80 +82,74 @@ class ApiError(UserError):
 
     def body(self) -> dict[str, Any]:
         """The JSON that OpenAI's clients parse."""
-        kind = {404: "not_found_error", 429: "rate_limit_error"}.get(
-            self.status, "invalid_request_error" if self.status < 500 else "server_error"
-        )
+        kind = {
+            401: "authentication_error",
+            403: "permission_error",
+            404: "not_found_error",
+            429: "rate_limit_error",
+        }.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Settings(Strict):
+    """How to answer: what a request says, or else the prompt that it names."""
 
-
-class Message(_Strict):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, data: Any) -> Any:
-        return _without_nulls(data)
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _join_parts(cls, content: Any) -> Any:
-        """Content may be a list of text parts; images and sound are refused."""
-        if not isinstance(content, list):
-            return content
-        if any(
-            not isinstance(part, dict) or set(part) != {"type", "text"} or part["type"] != "text" for part in content
-        ):
-            raise ValueError("only parts of the form {'type': 'text', 'text': …} can be read")
-        if not all(isinstance(part["text"], str) for part in content):
-            raise ValueError("the text of a part must be a string")
-        return "".join(part["text"] for part in content)
-
-    def plain(self) -> ChatMessage:
-        """As chat templates know it: a developer's message is a system one."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
-
-
-class StreamOptions(_Strict):
-    include_usage: bool = False
-    include_obfuscation: Literal[False] = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, data: Any) -> Any:
-        return _without_nulls(data)
-
-
-class Request(_Strict):
-    """What chats and completions share."""
-
-    model: str
-    max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
-    temperature: Temperature | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
     """Extension: draw from the k likeliest tokens; 0 for no limit."""
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    stop: (
-        Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=256)]], Field(max_length=4)] | None
-    ) = None
+    stop: Annotated[list[Stop], Field(max_length=4)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[
+        Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")],
+        Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)],
+    ] = Field(default_factory=dict, max_length=1024)
+    """From token ids to what is added to their logits."""
+
+    @field_validator("stop", mode="before", json_schema_input_type=Stop | Annotated[list[Stop], Field(max_length=4)])
+    @classmethod
+    def _one_stop(cls, stop: Any) -> Any:
+        return [stop] if isinstance(stop, str) else stop
+
+
+class ChatSettings(Settings):
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] = Field(default_factory=list, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    """None for `auto` where there are tools."""
+    parallel_tool_calls: bool = True
+
+
+class Request(Settings):
+    """What chats and completions share."""
+
+    settings_type: ClassVar[type[Settings]] = Settings
+
+    model: str
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: Annotated[str, StringConstraints(max_length=512)] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    """Who asks: stays with one variant while a rollout goes on."""
+    metadata: Annotated[dict[str, Text], Field(max_length=16)] | None = None
     """Kept with the output, under `metadata` of its sampling."""
+    store: bool = False
+    """Whether the output must be kept; where there is an output log, each is."""
+    timeout_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
+    """Extension: seconds after which the answer is of no use any more."""
+    documents: list[Document] = Field(default_factory=list, max_length=256)
+    """Extension: what was retrieved for this request; kept with the output."""
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_undone(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        kept = _without_nulls(data)
-        for name in sorted(_KNOWN_UNDONE & set(kept) - set(cls.model_fields)):
+        kept = without_nulls(data)
+        for name in sorted(_KNOWN_UNDONE & set(kept)):
             value = kept.pop(name)
             if not any(
                 value == nothing and type(value) is type(nothing) for nothing in _ASKS_FOR_NOTHING.get(name, ())
@@ -156,26 +157,26 @@ class Request(_Strict):
                 raise RequestRefusedError(f"{name} is not supported: leave it out", name)
         return kept
 
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one_stop(cls, stop: Any) -> Any:
-        return [stop] if isinstance(stop, str) else stop
-
     @model_validator(mode="after")
     def _usage_needs_stream(self) -> "Request":
         if self.stream_options is not None and not self.stream:
             raise RequestRefusedError("stream_options needs stream: true", "stream_options", "invalid_value")
         return self
 
-    def sampling_fields(self) -> dict[str, Any]:
-        """What this request sets about sampling."""
-        names = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+    @property
+    def num_logprobs(self) -> int | None:
+        """Likeliest tokens to report beside each; None to report nothing."""
+        raise NotImplementedError
 
 
-class ChatRequest(Request):
-    messages: Annotated[list[Message], Field(max_length=4096)] = []
+class ChatRequest(Request, ChatSettings):
+    settings_type: ClassVar[type[Settings]] = ChatSettings
+
+    messages: list[Message] = Field(default_factory=list, max_length=4096)
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     prompt: str | None = None
     """Extension: a prompt of the registry, `ask-docs@production`; its messages come before the request's."""
     variables: Annotated[dict[str, Text], Field(max_length=256)] | None = None
@@ -191,29 +192,67 @@ class ChatRequest(Request):
             raise RequestRefusedError("messages must not be empty", "messages", "invalid_value")
         if self.variables and self.prompt is None:
             raise RequestRefusedError("variables need a prompt to fill", "variables", "invalid_value")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestRefusedError("top_logprobs needs logprobs: true", "top_logprobs", "invalid_value")
         return self
 
-    def sampling_fields(self) -> dict[str, Any]:
-        fields = super().sampling_fields()
-        if self.max_completion_tokens is not None:
-            fields["max_tokens"] = self.max_completion_tokens
-        return fields
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(Request):
-    prompt: Text
+    prompt: (
+        Text | Annotated[list[Text], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
+    )
+    """One prompt or several, as text or as token ids; several have their choices in order."""
+    echo: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
-    @field_validator("prompt", mode="before")
-    @classmethod
-    def _one_prompt(cls, prompt: Any) -> Any:
-        """OpenAI's API takes a list; one text at a time is what we do."""
-        return prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
+    @model_validator(mode="after")
+    def _check_together(self) -> "CompletionRequest":
+        if self.max_tokens == 0 and not self.echo:
+            raise RequestRefusedError("max_tokens must be at least 1 without echo", "max_tokens", "invalid_value")
+        if len(self.prompts) * self.n > MAX_CHOICES:
+            raise RequestRefusedError(
+                f"{len(self.prompts)} prompts with {self.n} choices each: the limit is {MAX_CHOICES} choices",
+                "prompt" if self.n == 1 else "n",
+                "invalid_value",
+            )
+        return self
+
+    @property
+    def prompts(self) -> list[str | tuple[int, ...]]:
+        """Each prompt."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [tuple(token for token in self.prompt if isinstance(token, int))]
+        return [one if isinstance(one, str) else tuple(one) for one in self.prompt if not isinstance(one, int)]
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
 
-class FeedbackRequest(_Strict):
+class EmbeddingRequest(Strict):
+    model: str
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
+    """Texts. Token ids are refused: they would be those of another model's tokenizer."""
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    """Refused unless it is the model's own number."""
+    user: Annotated[str, StringConstraints(max_length=512)] | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
+class FeedbackRequest(Strict):
     output_id: str
     kind: Literal["thumb", "rating", "correction", "preference"]
-    value: Any
+    value: Any = None
     """thumb: `up` or `down`; rating: 1 to 5; correction: the better text; preference: a reason, or null."""
     other_output_id: str | None = None
     """For a preference: the answer that lost against `output_id`."""
@@ -265,15 +304,14 @@ def parse(model: type[Body], raw: bytes) -> Body:
     """
     if len(raw) > MAX_BODY_BYTES:
         raise ApiError(413, f"the body has {len(raw)} bytes; the limit is {MAX_BODY_BYTES}", code="request_too_large")
+    data = _read_json(raw)
     try:
-        return model.model_validate(orjson.loads(raw))
-    except orjson.JSONDecodeError as error:
-        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from error
+        return model.model_validate(data)
     except RequestRefusedError as error:
-        raise refused(error) from error
+        raise as_api_error(error) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        param = ".".join(str(part) for part in first["loc"]) or None
+        param = _path(first["loc"], data)
         if first["type"] == "extra_forbidden":
             raise ApiError(
                 400, f"unknown field {param}: leave it out", param=param, code="unknown_parameter"
@@ -281,10 +319,59 @@ def parse(model: type[Body], raw: bytes) -> Body:
         raise ApiError(400, f"{param or 'body'}: {first['msg']}", param=param, code="invalid_value") from error
 
 
-def refused(error: RequestRefusedError) -> ApiError:
-    """An engine's refusal as an HTTP error."""
-    return ApiError(400, error.message, param=error.param, code=error.code)
+def as_api_error(error: LLMRayError) -> ApiError:
+    """What an engine refused, as an HTTP error."""
+    match error:
+        case ApiError():
+            return error
+        case RequestRefusedError():
+            status = 404 if error.code == "model_not_found" else 400
+            return ApiError(status, error.message, param=error.param, code=error.code)
+        case OverloadedError():
+            return ApiError(429, error.message, code="overloaded", retry_after_s=error.retry_after_s)
+        case DeadlineExceededError():
+            return ApiError(504, str(error), param="timeout_s", code="deadline_exceeded")
+    return ApiError(500, str(error), code="answer_broke_off")
 
 
-def _without_nulls(data: Any) -> Any:
-    return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+def _read_json(raw: bytes) -> Any:
+    """The value, if it is flat enough and names no field twice: one of the two would be ignored."""
+    try:
+        data = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from error
+    level, depth = [data], 0
+    while level := list(chain.from_iterable(_children(node) for node in level)):
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ApiError(400, f"the body is nested more than {MAX_DEPTH} levels deep", code="invalid_json")
+    json.loads(raw, object_pairs_hook=_once, parse_int=float)
+    return data
+
+
+def _children(node: Any) -> list[Any]:
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return [child for child in children if isinstance(child, dict | list)]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ApiError(400, f"the body names {twice[:100]!r} twice", param=twice[:100], code="invalid_json")
+
+
+def _path(location: tuple[int | str, ...], data: Any) -> str | None:
+    """The field that pydantic means, without the names that it gives to the members of a union."""
+    path: list[str] = []
+    for part in location:
+        if isinstance(part, str) and isinstance(data, dict):
+            if part not in data and part != location[-1]:
+                continue
+            data = data.get(part)
+        elif isinstance(part, int) and isinstance(data, list):
+            data = data[part]
+        else:
+            continue
+        path.append(str(part))
+    return ".".join(path) or None

@@ -1,7 +1,7 @@
 """The Ray shell: gateway and model as Serve deployments, and deployment handles as ports.
 
 The model replica sends events in lists: whatever was generated while the last list was under way, so a slow reader
-costs no extra calls and the first token leaves at once. The gateway's answers, prompts and records are in `answer`.
+costs no extra calls and the first token leaves at once. The gateway itself is `core`.
 """
 
 import asyncio
@@ -19,7 +19,8 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from llmray.errors import LLMRayError, UnavailableError
-from llmray.serve.answer import Gateway
+from llmray.serve.core import Gateway
+from llmray.serve.embedder import Embedded, Embedder
 from llmray.serve.engine import Engine, EngineRequest, TokenEvent
 from llmray.serve.gateway import create_app
 from llmray.serve.ports import FeedbackRecord, Observation, OutputRecord, Ports, PromptTemplate
@@ -32,6 +33,7 @@ GATEWAY = "Gateway"
 MODEL = "Model"
 MONITOR = "Monitor"
 REGISTRY = "RegistryBridge"
+EMBEDDER = "Embedder"
 
 
 @serve.deployment(name=GATEWAY)
@@ -44,7 +46,14 @@ class GatewayReplica:
         if registry_app is not None:
             bridge = BridgePorts(registry_app)
             ports = Ports(prompts=bridge, outputs=bridge, feedback=bridge)
-        self.core = Gateway(ports, backend=_cached(ModelBackend), watcher=_cached(MonitorWatcher))
+        backend = _cached(ModelBackend)
+        self.core = Gateway(
+            ports,
+            backend=backend,
+            watcher=_cached(MonitorWatcher),
+            embedder=_cached(EmbedderBackend),
+            probe=lambda app: backend(app).info(),
+        )
         self._id = uuid.uuid4().hex
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -104,6 +113,18 @@ class ModelReplica:
             engine.close()
 
 
+@serve.deployment(name=EMBEDDER)
+class EmbedderReplica:
+    """One embedding engine."""
+
+    def __init__(self, make_engine: Callable[[], Embedder]) -> None:
+        self._engine = make_engine()
+
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        """One vector a text."""
+        return await self._engine.embed(texts)
+
+
 async def _pump(events: AsyncGenerator[TokenEvent, None], ready: list[TokenEvent], wake: asyncio.Event) -> None:
     try:
         async for event in events:
@@ -119,7 +140,12 @@ class ModelBackend:
 
     def __init__(self, app: str) -> None:
         self._app = app
-        self._handle = serve.get_deployment_handle(MODEL, app).options(stream=True)
+        self._model = serve.get_deployment_handle(MODEL, app)
+        self._handle = self._model.options(stream=True)
+
+    async def info(self) -> Mapping[str, Any]:
+        """What runs there."""
+        return await self._model.info.remote()
 
     async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
         response = self._handle.generate.remote(request)
@@ -138,6 +164,22 @@ class ModelBackend:
         finally:
             if not finished:
                 response.cancel()
+
+
+class EmbedderBackend:
+    """An embedding application as an engine."""
+
+    def __init__(self, app: str) -> None:
+        self._app = app
+        self._handle = serve.get_deployment_handle(EMBEDDER, app)
+
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        try:
+            return await self._handle.embed.remote(texts)
+        except BackPressureError as error:
+            raise ApiError(429, "too many requests wait already", code="overloaded", retry_after_s=1.0) from error
+        except (RayError, RayServeException) as error:
+            raise _ours(error, f"the embedding application {self._app}") from error
 
 
 class MonitorWatcher:

@@ -44,7 +44,7 @@ class Running:
         async def give() -> str:
             request = ChatRequest.model_validate({"model": "docs", "messages": [{"role": "user", "content": text}]})
             answer = await self.bench.gateway.open(request)
-            await answer.text()
+            await answer.complete()
             return answer.id
 
         return asyncio.run_coroutine_threadsafe(give(), self.loop).result(10)

@@ -14,6 +14,12 @@ from llmray import deployment
 from llmray.registry.registry import Registry
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """langchain's suite marks a test for two plugins that pyproject.toml leaves out."""
+    config.addinivalue_line("markers", "benchmark: for pytest-benchmark")
+    config.addinivalue_line("markers", "vcr: for pytest-recording")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Llama with a byte-level tokenizer and a chat template."""

@@ -5,8 +5,9 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from llmray.errors import NotFoundError, UnavailableError
-from llmray.serve.answer import Gateway
+from llmray.serve.core import Gateway
 from llmray.serve.echo_engine import EchoEngine
+from llmray.serve.embedder import Embedder
 from llmray.serve.engine import EngineRequest, TokenEvent
 from llmray.serve.ports import FeedbackRecord, Observation, OutputRecord, Ports, PromptTemplate
 from llmray.serve.variants import GatewayConfig, Variant
@@ -104,14 +105,24 @@ class Bench:
     def __init__(self, *, canary_weight: float = 0.0, **engines: EchoEngine) -> None:
         self.registry, self.monitor = MemoryRegistry(), MemoryMonitor()
         self.engines = {"stable": EchoEngine(), **engines}
-        numbers = iter(range(1, 10_000))
+        self.embedders: dict[str, Embedder] = {}
+        numbers = iter(range(1, 1_000_000))
         self.gateway = Gateway(
             Ports(prompts=self.registry, outputs=self.registry, feedback=self.registry),
             backend=lambda app: self.engines[app],
             watcher=lambda app: self.monitor,
+            embedder=lambda app: self.embedders[app],
             new_id=lambda: f"out{next(numbers)}",
         )
         variants = [Variant(name="stable", app="stable", digest="a" * 64, weight=100.0 - canary_weight)]
         if "canary" in engines:
             variants.append(Variant(name="canary", app="canary", digest="b" * 64, weight=canary_weight))
         self.gateway.configure(GatewayConfig(model="docs", variants=variants, monitor_app="monitor"))
+
+    def configure(self, **changes: Any) -> None:
+        """Change the configuration; `adapters` are those of the first variant."""
+        assert self.gateway.config is not None
+        first, *others = self.gateway.config.variants
+        if "adapters" in changes:
+            changes["variants"] = [first.model_copy(update={"adapters": changes.pop("adapters")}), *others]
+        self.gateway.configure(self.gateway.config.model_copy(update=changes))

@@ -1,7 +1,7 @@
 """The gateway's routes over ports in memory: no cluster."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -9,11 +9,15 @@ import orjson
 import pytest
 from memory_ports import Bench, BreakingEngine, LostEngine, SlowEngine
 
+from llmray.errors import UnavailableError
+from llmray.serve.echo_engine import EchoEngine
+from llmray.serve.engine import EngineRequest, TokenEvent
 from llmray.serve.gateway import create_app
 from llmray.serve.protocol import MAX_BODY_BYTES, ChatRequest, parse
 from llmray.serve.tally import Tally
 
 CHAT = {"model": "docs", "messages": [{"role": "user", "content": "one two three"}]}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
 
 def run(bench: Bench, scenario: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> Any:
@@ -43,7 +47,12 @@ def test_chat_answers_and_says_where_from() -> None:
     assert response.status_code == 200
     assert body["choices"][0]["message"]["content"] == "one two three"
     assert body["choices"][0]["finish_reason"] == "stop"
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    assert body["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 3,
+        "total_tokens": 6,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert response.headers["x-llmray-output-id"] == body["id"] == body["llmray"]["output_id"]
     record = bench.registry.outputs[body["id"]]
     assert (record.completion, record.model_digest, record.variant) == ("one two three", "a" * 64, "stable")
@@ -97,9 +106,22 @@ def test_prompt_is_rendered_before_the_messages_and_sets_defaults() -> None:
 @pytest.mark.parametrize(
     ("change", "status", "param", "code"),
     [
-        ({"n": 2}, 400, "n", "unsupported_value"),
-        ({"logprobs": True}, 400, "logprobs", "unsupported_value"),
-        ({"tools": [{"type": "function"}]}, 400, "tools", "unsupported_value"),
+        ({"n": 0}, 400, "n", "invalid_value"),
+        ({"n": 129}, 400, "n", "invalid_value"),
+        ({"n": "2"}, 400, "n", "invalid_value"),
+        ({"tools": [TOOL]}, 400, "tools", "unsupported_value"),
+        ({"tools": [TOOL], "stream": True}, 400, "tools", "unsupported_value"),
+        ({"tools": [{"type": "function"}]}, 400, "tools.0.function", "invalid_value"),
+        ({"tools": [TOOL, TOOL]}, 400, "tools", "invalid_value"),
+        ({"tool_choice": "required"}, 400, "tool_choice", "invalid_value"),
+        ({"tool_choice": "whatever"}, 400, "tool_choice", "invalid_value"),
+        ({"logit_bias": {"7": 1}}, 400, "logit_bias", "unsupported_value"),
+        ({"logit_bias": {"seven": 1}}, 400, "logit_bias.seven", "invalid_value"),
+        ({"top_logprobs": 3}, 400, "top_logprobs", "invalid_value"),
+        ({"reasoning_effort": "high"}, 400, "reasoning_effort", "unsupported_value"),
+        ({"service_tier": "priority"}, 400, "service_tier", "unsupported_value"),
+        ({"timeout_s": 0}, 400, "timeout_s", "invalid_value"),
+        ({"documents": [{"score": 1}]}, 400, "documents.0.id", "invalid_value"),
         ({"presence_penalty": 0.5}, 400, "presence_penalty", "unsupported_value"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format", "unsupported_value"),
         ({"temprature": 1}, 400, "temprature", "unknown_parameter"),
@@ -110,7 +132,8 @@ def test_prompt_is_rendered_before_the_messages_and_sets_defaults() -> None:
         ({"max_tokens": 5, "max_completion_tokens": 5}, 400, "max_tokens", "invalid_value"),
         ({"stop": ["a"] * 5}, 400, "stop", "invalid_value"),
         ({"messages": []}, 400, "messages", "invalid_value"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role", "invalid_value"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0", "invalid_value"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages.0.role", "invalid_value"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             400,
@@ -241,6 +264,24 @@ def test_lost_variant_is_answered_by_another() -> None:
     assert traffic["stable"].errors == 0
 
 
+def test_whole_answer_whose_replica_dies_is_begun_anew() -> None:
+    class DyingEngine(EchoEngine):
+        deaths = 2
+
+        async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
+            yield TokenEvent("one", 1, 3)
+            if self.deaths:
+                self.deaths -= 1
+                raise UnavailableError("killed")
+            yield TokenEvent(" two", 1, 3, "stop")
+
+    bench = Bench(stable=DyingEngine())
+    assert post(bench, "/v1/chat/completions", CHAT).json()["choices"][0]["message"]["content"] == "one two"
+    assert bench.gateway.traffic()["stable"].errors == 2
+    bench = Bench(stable=DyingEngine())
+    assert "killed" in post(bench, "/v1/chat/completions", CHAT | {"stream": True}).text
+
+
 def test_answer_that_breaks_off_says_so() -> None:
     bench = Bench(stable=BreakingEngine())
     whole = post(bench, "/v1/chat/completions", CHAT)
@@ -260,7 +301,7 @@ def test_client_that_leaves_frees_the_engine() -> None:
         bench = Bench(stable=engine)
         bench.gateway.start()
         answer = await bench.gateway.open(ChatRequest.model_validate(CHAT))
-        task = asyncio.ensure_future(answer.text())
+        task = asyncio.ensure_future(answer.complete())
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -282,7 +323,8 @@ def test_models_health_prompts_and_metrics() -> None:
         assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["docs"]
         assert (await client.get("/v1/models/docs")).json()["variants"][0]["digest"] == "a" * 64
         assert (await client.get("/v1/models/x")).status_code == 404
-        assert (await client.get("/healthz")).json() == {"status": "ok"}
+        for path in ("/healthz", "/readyz"):
+            assert (await client.get(path)).json() == {"status": "ok"}
         assert (await client.get("/v1/prompts/ask@production")).json()["version"] == 2
         assert (await client.get("/v1/prompts/ask@gone")).status_code == 404
         await client.post("/v1/chat/completions", json=CHAT)
@@ -304,14 +346,15 @@ def test_models_health_prompts_and_metrics() -> None:
     run(Bench(), scenario)
 
 
-def test_gateway_without_a_configuration_is_not_healthy() -> None:
+def test_gateway_without_a_configuration_lives_and_is_not_ready() -> None:
     async def scenario(client: httpx.AsyncClient) -> list[int]:
         bench.gateway.config = None
         return [
             (await client.post("/v1/chat/completions", json=CHAT)).status_code,
             (await client.get("/healthz")).status_code,
+            (await client.get("/readyz")).status_code,
             len((await client.get("/v1/models")).json()["data"]),
         ]
 
     bench = Bench()
-    assert run(bench, scenario) == [503, 503, 0]
+    assert run(bench, scenario) == [503, 200, 503, 0]

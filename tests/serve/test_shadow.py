@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import pytest
 from memory_ports import Bench, BreakingEngine, SlowEngine
 
-from llmray.serve.answer import Gateway
+from llmray.serve.core import Gateway
 from llmray.serve.echo_engine import EchoEngine
 from llmray.serve.engine import EngineRequest, TokenEvent
 from llmray.serve.ports import OutputRecord
@@ -32,8 +32,9 @@ def shadowed(engine: EchoEngine, *, share: float = 100.0) -> Bench:
 
 
 async def ask(gateway: Gateway) -> str:
-    answer = await gateway.open(ChatRequest.model_validate(CHAT))
-    return await answer.text()
+    reply = await gateway.open(ChatRequest.model_validate(CHAT))
+    await reply.complete()
+    return reply.answers[0].text
 
 
 def run(bench: Bench, scenario: Callable[[], Awaitable[None]]) -> list[OutputRecord]:

@@ -1,0 +1,116 @@
+"""What a gateway replica keeps about its answers: figures, the output log's queue, the monitor's queue.
+
+Nothing here waits: an answer's account is counted and appended to bounded queues, which a task empties off the request
+path.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from llmray.serve.engine import EngineRequest
+from llmray.serve.metrics import GatewayMetrics
+from llmray.serve.outbox import Outbox
+from llmray.serve.ports import Observation, OutputRecord, OutputSink, Watcher
+from llmray.serve.tally import Tally
+
+
+class Accounts:
+    def __init__(
+        self,
+        outputs: OutputSink | None,
+        *,
+        monitor: Callable[[], Watcher | None],
+        copy: Callable[[EngineRequest, OutputRecord], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Count and keep.
+
+        Args:
+            outputs: the output log; None keeps none.
+            monitor: who watches the traffic now.
+            copy: takes a request that was answered, for the shadow.
+        """
+        self.metrics = GatewayMetrics()
+        self.now = clock
+        """Seconds since the epoch, by this gateway's clock."""
+        self._outputs = outputs
+        self._monitor = monitor
+        self._copy = copy
+        self._log: Outbox[OutputRecord] = Outbox("output log", self._record)
+        self._tap: Outbox[Observation] = Outbox(
+            "monitor tap", self._observe, batch=64, timeout_s=5.0, keep_trying=False
+        )
+        self._traffic: dict[str, Tally] = {}
+
+    def start(self) -> None:
+        """Begin to empty the queues, on the running event loop."""
+        self._log.start()
+        self._tap.start()
+
+    async def close(self) -> None:
+        """Send what is queued."""
+        await self._tap.close()
+        await self._log.close()
+
+    async def flush(self) -> None:
+        """Wait until every output so far is in the log, or cannot be."""
+        await self._log.flush()
+
+    async def text(self, **figures: float) -> bytes:
+        """Prometheus text; a monitor that does not answer within a second is shown as down."""
+        status: Mapping[str, Any] | None = None
+        if (monitor := self._monitor()) is not None:
+            with suppress(Exception):
+                status = await asyncio.wait_for(monitor.status(), 1.0)
+        queues = {
+            "llmray_output_log_waiting": float(len(self._log)),
+            "llmray_output_log_dropped_total": float(self._log.dropped),
+            "llmray_tap_dropped_total": float(self._tap.dropped),
+            **figures,
+        }
+        return self.metrics.text(queues, status)
+
+    def traffic(self) -> dict[str, Tally]:
+        """What was counted of each application since this replica started."""
+        return self._traffic
+
+    def tally(self, app: str) -> Tally:
+        """Where an application's answers are counted."""
+        return self._traffic.setdefault(app, Tally())
+
+    def keep(self, record: OutputRecord) -> None:
+        """Put an output into the log."""
+        if self._outputs is not None:
+            self._log.put(record)
+
+    def ended(self, record: OutputRecord, request: EngineRequest, text: str | None) -> None:
+        """Take the account of an answer.
+
+        Args:
+            text: what the person said, for the monitor and the shadow; None to show them nothing.
+        """
+        self.keep(record)
+        if text is not None:
+            self._copy(request, record)
+        if text is not None and self._monitor() is not None and record.finish_reason in ("stop", "length"):
+            self._tap.put(
+                Observation(
+                    output_id=record.id,
+                    at=record.at.timestamp(),
+                    model_digest=record.model_digest,
+                    variant=record.variant,
+                    text=text,
+                    completion=record.completion,
+                )
+            )
+
+    async def _record(self, batch: Sequence[OutputRecord]) -> None:
+        assert self._outputs is not None
+        await self._outputs.put_outputs(batch)
+
+    async def _observe(self, batch: Sequence[Observation]) -> None:
+        if (monitor := self._monitor()) is not None:
+            await monitor.observe(batch)

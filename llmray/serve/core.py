@@ -1,0 +1,270 @@
+"""The gateway without HTTP and without Ray: a request comes in, a model is chosen, an answer is opened.
+
+`planning` says what is asked, `variants` who answers, `reply` is what comes back, `accounts` what is kept of it.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+from llmray.errors import InputError, LLMRayError, UnavailableError
+from llmray.serve.accounts import Accounts
+from llmray.serve.answer import Answer
+from llmray.serve.embedder import Embedded, Embedder
+from llmray.serve.engine import DeadlineExceededError, EngineRequest, OverloadedError, RequestRefusedError
+from llmray.serve.planning import Plan, make_plans
+from llmray.serve.ports import Backend, FeedbackRecord, OutputRecord, Ports, PromptTemplate, Watcher
+from llmray.serve.prompts import PromptCache
+from llmray.serve.protocol import (
+    ApiError,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    FeedbackRequest,
+    as_api_error,
+)
+from llmray.serve.reply import Reply
+from llmray.serve.shadow import Shadower
+from llmray.serve.tally import Tally
+from llmray.serve.variants import GatewayConfig, Variant, choose
+
+_ATTEMPTS = 3
+
+
+class Gateway:
+    """Everything a gateway replica holds."""
+
+    def __init__(
+        self,
+        ports: Ports,
+        *,
+        backend: Callable[[str], Backend],
+        watcher: Callable[[str], Watcher],
+        embedder: Callable[[str], Embedder] | None = None,
+        probe: Callable[[str], Awaitable[object]] | None = None,
+        clock: Callable[[], float] = time.time,
+        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+    ) -> None:
+        """Bind the ports.
+
+        Args:
+            backend: model application to its engine.
+            watcher: monitor application to the monitor.
+            embedder: embedding application to its engine; None where there are none.
+            probe: asks a model application whether it is there; None where it always is.
+        """
+        self.config: GatewayConfig | None = None
+        self.accounts = Accounts(
+            ports.outputs,
+            monitor=self._monitor,
+            copy=self._copy,
+            clock=clock,
+        )
+        self.shadower = Shadower(
+            lambda: None if self.config is None else self.config.shadow,
+            backend,
+            self.accounts.keep,
+            clock=clock,
+            new_id=new_id,
+        )
+        self._ports = ports
+        self._backend = backend
+        self._watcher = watcher
+        self._embedder = embedder
+        self._probe = probe
+        self._new_id = new_id
+        self._prompts = None if ports.prompts is None else PromptCache(ports.prompts, clock=time.monotonic)
+
+    def configure(self, config: GatewayConfig) -> None:
+        """Take over a configuration; requests under way keep theirs."""
+        self.config = config
+
+    def start(self) -> None:
+        """Begin to empty the queues, on the running event loop."""
+        self.accounts.start()
+        self.shadower.start()
+
+    async def close(self) -> None:
+        """Send what is queued."""
+        await self.shadower.close()
+        await self.accounts.close()
+
+    async def open(self, body: ChatRequest | CompletionRequest) -> Reply:
+        """Begin an answer, or the `n` that were asked for: the first token of each is there.
+
+        Raises:
+            ApiError: the request cannot be answered; status and field say why.
+        """
+        started = self.accounts.now()
+        config = self._configured()
+        adapter = self._adapter(config, body.model)
+        if body.store and self._ports.outputs is None:
+            raise ApiError(400, "this gateway keeps no outputs", param="store", code="unsupported_value")
+        plans = await make_plans(
+            body,
+            new_id=self._new_id,
+            default_prompt=config.default_prompt,
+            adapter=adapter,
+            resolve=self.resolve_prompt,
+        )
+        lost: LLMRayError | None = None
+        for _ in range(_ATTEMPTS):
+            config = self._configured()
+            self._adapter(config, body.model)
+            variant = choose(_having(config, adapter), plans[0].key)
+            reply = Reply([Answer(self.accounts, plan, variant, started) for plan in plans], started)
+            try:
+                await reply.begin(self._backend(variant.app))
+            except UnavailableError as error:
+                lost = error
+                continue
+            except (RequestRefusedError, OverloadedError, DeadlineExceededError) as error:
+                raise _told(error, plans[0]) from error
+            return reply
+        raise ApiError(503, f"the model does not answer: {lost}", code="model_unavailable", retry_after_s=1.0)
+
+    async def embed(self, body: EmbeddingRequest) -> Embedded:
+        """Vectors of texts.
+
+        Raises:
+            ApiError: the request cannot be answered; status and field say why.
+        """
+        models = {} if self.config is None else self.config.embeddings
+        if body.model not in models or self._embedder is None:
+            raise _no_model(body.model, sorted(models))
+        try:
+            embedded = await self._embedder(models[body.model]).embed(body.texts)
+        except RequestRefusedError as error:
+            raise as_api_error(error) from error
+        except UnavailableError as error:
+            raise ApiError(
+                503, f"the model does not answer: {error}", code="model_unavailable", retry_after_s=1.0
+            ) from error
+        found = embedded.vectors_ND.shape[1]
+        if body.dimensions not in (None, found):
+            raise ApiError(
+                400,
+                f"dimensions: {body.model} has {found}: leave it out",
+                param="dimensions",
+                code="unsupported_value",
+            )
+        return embedded
+
+    def models(self) -> list[str]:
+        """What clients may ask for as `model`: the model, its adapters, the embedding models."""
+        if self.config is None:
+            return []
+        adapters = sorted({name for variant in self.config.variants for name in variant.adapters})
+        return list(dict.fromkeys([self.config.model, *adapters, *self.config.embeddings]))
+
+    async def ready(self) -> bool:
+        """Whether a model answers within a second."""
+        if self.config is None:
+            return False
+        if self._probe is None:
+            return True
+        served = [variant.app for variant in self.config.variants if variant.weight > 0]
+        asked = await asyncio.gather(
+            *(asyncio.wait_for(self._probe(app), 1.0) for app in served), return_exceptions=True
+        )
+        return any(not isinstance(one, BaseException) for one in asked)
+
+    async def give_feedback(self, body: FeedbackRequest) -> FeedbackRecord:
+        """Attach feedback to an output.
+
+        Raises:
+            ApiError: 404 for an output that nobody knows.
+        """
+        if self._ports.feedback is None:
+            raise ApiError(501, "this gateway keeps no feedback: bind it to a registry", code="no_feedback")
+        await self.accounts.flush()
+        feedback = FeedbackRecord(
+            id=self._new_id(),
+            output_id=body.output_id,
+            kind=body.kind,
+            value=body.record_value(),
+            other_output_id=body.other_output_id,
+            source=body.source,
+            rule=body.rule,
+            at=datetime.fromtimestamp(self.accounts.now(), UTC),
+        )
+        try:
+            await self._ports.feedback.put_feedback(feedback)
+        except InputError as error:
+            raise ApiError(404, str(error), param="output_id", code="output_not_found") from error
+        except UnavailableError as error:
+            raise ApiError(503, str(error), code="registry_unavailable", retry_after_s=1.0) from error
+        self.accounts.metrics.feedback.labels(body.kind).inc()
+        return feedback
+
+    async def resolve_prompt(self, reference: str) -> PromptTemplate:
+        """The prompt that a reference names.
+
+        Raises:
+            ApiError: 404 for a prompt, version or alias that does not exist.
+        """
+        if self._prompts is None:
+            raise ApiError(501, "this gateway has no prompts: bind it to a registry", param="prompt", code="no_prompts")
+        try:
+            return await self._prompts.get(reference)
+        except InputError as error:
+            raise ApiError(404, str(error), param="prompt", code="prompt_not_found") from error
+        except UnavailableError as error:
+            raise ApiError(503, str(error), param="prompt", code="registry_unavailable", retry_after_s=1.0) from error
+
+    async def metrics_text(self) -> bytes:
+        """Prometheus text."""
+        return await self.accounts.text(
+            llmray_prompt_stale_total=float(self._prompts.stale if self._prompts else 0),
+            llmray_shadow_dropped_total=float(self.shadower.dropped),
+        )
+
+    def traffic(self) -> dict[str, Tally]:
+        """What was counted of each application since this replica started."""
+        return self.accounts.traffic()
+
+    def _configured(self) -> GatewayConfig:
+        if self.config is None:
+            raise ApiError(503, "no model is deployed", code="model_unavailable", retry_after_s=1.0)
+        return self.config
+
+    def _adapter(self, config: GatewayConfig, model: str) -> str | None:
+        """The adapter that a model's name stands for; None for the model itself."""
+        if model == config.model:
+            return None
+        if not _having(config, model):
+            raise _no_model(model, [name for name in self.models() if name not in config.embeddings])
+        return model
+
+    def _monitor(self) -> Watcher | None:
+        app = None if self.config is None else self.config.monitor_app
+        return None if app is None else self._watcher(app)
+
+    def _copy(self, request: EngineRequest, answered: OutputRecord) -> None:
+        self.shadower.offer(request, answered)
+
+
+def _having(config: GatewayConfig, adapter: str | None) -> list[Variant]:
+    """Variants that may answer."""
+    if adapter is None:
+        return list(config.variants)
+    return [variant for variant in config.variants if adapter in variant.adapters and variant.weight > 0]
+
+
+def _no_model(model: str, there: list[str]) -> ApiError:
+    return ApiError(
+        404,
+        f"the model {model[:200]!r} does not exist: this server has {', '.join(there) or 'none'}",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def _told(error: LLMRayError, plan: Plan) -> ApiError:
+    """A refusal by the name of the field that the client sent."""
+    told = as_api_error(error)
+    if plan.call_forced and told.param == "response_format":
+        return ApiError(400, told.message.replace("response_format", "tool_choice"), "tool_choice", told.code)
+    return told
