@@ -89,7 +89,9 @@ class MonitorArgs(_Args):
 def gateway(args: GatewayArgs) -> Application:
     """HTTP in front of the models."""
     return GatewayReplica.options(  # type: ignore[attr-defined]
-        max_ongoing_requests=args.max_ongoing_requests, **_options(args.num_cpus)
+        max_ongoing_requests=args.max_ongoing_requests,
+        max_surge_percent=100,  # a new replica runs before the old one drains: somebody always listens
+        **_options(args.num_cpus),
     ).bind(args.registry_app)
 
 
