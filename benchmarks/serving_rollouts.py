@@ -88,7 +88,7 @@ def renew_gateway(service: Any, port: int) -> None:
     app["args"] = {**app["args"], "num_cpus": 0.25}
     service.control.apply({GATEWAY_APP: app}, host="127.0.0.1", port=port)
     began = time.monotonic()
-    while service.control.replica_ids()[GATEWAY_APP] & before:
+    while not (now := service.control.replica_ids().get(GATEWAY_APP)) or now & before:
         time.sleep(0.5)
     print(f"the gateway's replica was replaced within {time.monotonic() - began:.1f} s")
 
