@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--people", type=int, default=60, help="two thirds of whom read long streams")
     parser.add_argument("--kill", action="store_true", help="kill a replica every --kill-every seconds")
     parser.add_argument("--kill-every", type=float, default=120.0)
+    parser.add_argument("--renew-gateway", action="store_true", help="replace the gateway's own replica under way too")
     parser.add_argument("--quick", action="store_true", help="two rollouts, 500 requests, a kill every 40 s")
     args = parser.parse_args(argv)
     if args.quick:
@@ -71,11 +72,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             assert result.status == "done", result.reason
             seconds.append(time.monotonic() - started)
+        if args.renew_gateway:
+            renew_gateway(service, port)
         while len(crowd.replies) < args.requests:
             time.sleep(1)
     took = time.monotonic() - began
     service.shutdown(timeout_s=60)
     return report(crowd, args, seconds, killer.killed, took)
+
+
+def renew_gateway(service: Any, port: int) -> None:
+    """Have Serve replace the gateway's replica, as other code or options do."""
+    app = dict(service.control.applications()[GATEWAY_APP])
+    before = service.control.replica_ids()[GATEWAY_APP]
+    app["args"] = {**app["args"], "num_cpus": 0.25}
+    service.control.apply({GATEWAY_APP: app}, host="127.0.0.1", port=port)
+    began = time.monotonic()
+    while not (now := service.control.replica_ids().get(GATEWAY_APP)) or now & before:
+        time.sleep(0.5)
+    print(f"the gateway's replica was replaced within {time.monotonic() - began:.1f} s")
 
 
 def report(crowd: Any, args: argparse.Namespace, seconds: Sequence[float], killed: int, took: float) -> int:

@@ -107,6 +107,7 @@ def gateway(args: GatewayArgs) -> Application:
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=_BEING_REFUSED,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1.0),
+        max_surge_percent=100,  # a new replica runs before the old one drains: somebody always listens
         **_options(args.num_cpus, env=_REQUEST_PATH),
     ).bind(args.registry_app)
 

@@ -103,10 +103,10 @@ class Accounts:
         """Take the account of an answer.
 
         Args:
-            text: what the person said, for the monitor; None to show it nothing.
+            text: what the person said, for the monitor and the shadow; None to show them nothing.
         """
         self.keep(record)
-        if self._shadow is not None:
+        if text is not None and self._shadow is not None:
             self._shadow(request, record)
         if text is not None and self._monitor() is not None and record.finish_reason in ("stop", "length"):
             self._tap.put(

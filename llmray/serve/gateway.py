@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
+from llmray.errors import UnavailableError
 from llmray.serve import openapi
 from llmray.serve.access import AccessControl
 from llmray.serve.core import Gateway
@@ -41,6 +42,8 @@ from llmray.serve.sse import EventStream
 from llmray.serve.traces import Traces, traces_to_collector
 
 logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
 
 
 def create_app(
@@ -148,9 +151,17 @@ async def _respond(gateway: Gateway, request: Request, body: ChatRequest | Compl
 
 
 async def _whole(gateway: Gateway, body: ChatRequest | CompletionRequest) -> Reply:
-    reply = await gateway.open(body)
-    await reply.complete()
-    return reply
+    """The whole answer; where its replica died it is begun anew, since nobody has seen any of it."""
+    lost: UnavailableError | None = None
+    for _ in range(_ATTEMPTS):
+        reply = await gateway.open(body)
+        try:
+            await reply.complete()
+        except UnavailableError as error:
+            lost = error
+        else:
+            return reply
+    raise ApiError(503, f"the model broke off: {lost}", code="model_unavailable", retry_after_s=1.0)
 
 
 def _embeddings(body: EmbeddingRequest, embedded: Embedded) -> dict[str, Any]:

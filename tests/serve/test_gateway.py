@@ -1,7 +1,7 @@
 """The gateway's routes over ports in memory: no cluster."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -12,6 +12,7 @@ from memory_ports import Bench, BreakingEngine, LostEngine, SlowEngine
 from llmray.errors import UnavailableError
 from llmray.serve.core import Gateway
 from llmray.serve.echo_engine import EchoEngine
+from llmray.serve.engine import EngineRequest, TokenEvent
 from llmray.serve.gateway import create_app
 from llmray.serve.ports import Ports
 from llmray.serve.protocol import MAX_BODY_BYTES, ChatRequest, parse
@@ -263,6 +264,24 @@ def test_lost_variant_is_answered_by_another() -> None:
     traffic = bench.gateway.traffic()
     assert traffic["canary"].errors == traffic["canary"].requests > 0
     assert traffic["stable"].errors == 0
+
+
+def test_whole_answer_whose_replica_dies_is_begun_anew() -> None:
+    class DyingEngine(EchoEngine):
+        deaths = 2
+
+        async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
+            yield TokenEvent("one", 1, 3)
+            if self.deaths:
+                self.deaths -= 1
+                raise UnavailableError("killed")
+            yield TokenEvent(" two", 1, 3, "stop")
+
+    bench = Bench(stable=DyingEngine())
+    assert post(bench, "/v1/chat/completions", CHAT).json()["choices"][0]["message"]["content"] == "one two"
+    assert bench.gateway.traffic()["stable"].errors == 2
+    bench = Bench(stable=DyingEngine())
+    assert "killed" in post(bench, "/v1/chat/completions", CHAT | {"stream": True}).text
 
 
 def test_answer_that_breaks_off_says_so() -> None:
