@@ -276,9 +276,6 @@ class Gateway:
         app = None if self.config is None else self.config.monitor_app
         return None if app is None else self._watcher(app)
 
-    def _copy(self, request: EngineRequest, answered: OutputRecord) -> None:
-        self.shadower.offer(request, answered)
-
 
 def _having(config: GatewayConfig, adapter: str | None) -> list[Variant]:
     """Variants that may answer."""
