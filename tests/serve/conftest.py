@@ -58,7 +58,13 @@ def served(ray_cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMRAY_HOME", str(home))
         deployed = deployment.deploy(
-            str(tiny_model), "a" * 64, name="docs", port=port, database_url=url, monitor=watching(home)
+            str(tiny_model),
+            "a" * 64,
+            name="docs",
+            quantization="none",  # float32: an answer does not depend on who else asks, to the last letter
+            port=port,
+            database_url=url,
+            monitor=watching(home),
         )
     with Registry.open(url) as registry:
         yield Served(deployed, registry, url, port)

@@ -81,7 +81,7 @@ def test_rollout_under_traffic_fails_nobody(served: Served, other_model: Path, t
     before = deployment.status()["replicas"]
     policy = RolloutPolicy(steps=(10, 50, 100), min_requests=3)
     with Crowd(served) as crowd:
-        result = deployment.rollout(str(other_model), "b" * 64, policy=policy, poll_s=0.2)
+        result = deployment.rollout(str(other_model), "b" * 64, quantization="none", policy=policy, poll_s=0.2)
     new = ask(client, user="after", stream=False)
     assert crowd.failures == []
     assert crowd.answered > 9
@@ -113,7 +113,9 @@ def test_broken_release_goes_back(served: Served, broken_model: Path) -> None:
                 continue
 
     policy = RolloutPolicy(steps=(50, 100), min_requests=5)
-    result = deployment.rollout(str(broken_model), "c" * 64, policy=policy, drive=drive, step_timeout_s=30)
+    result = deployment.rollout(
+        str(broken_model), "c" * 64, quantization="none", policy=policy, drive=drive, step_timeout_s=30
+    )
     assert result.status == "rolled_back"
     assert "failed" in result.reason
     after = deployment.status()
