@@ -84,7 +84,7 @@ def test_every_answer_resolves_to_what_made_it_and_takes_feedback(served: Served
     made = registry.put_prompt(
         "ask-docs",
         messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What does {name} do?"}],
-        settings={"max_tokens": 6, "temperature": 0.0},
+        settings={"max_tokens": 4, "temperature": 0.0},
         message="first",
         author="test",
     )
@@ -108,7 +108,7 @@ def test_every_answer_resolves_to_what_made_it_and_takes_feedback(served: Served
     assert output.variables == {"name": "os.getcwd"}
     assert output.messages[1]["content"] == "What does os.getcwd do?"
     assert (output.model_digest, output.quantization, output.engine) == (served.deployed.digest, "none", "hf")
-    assert output.sampling["max_tokens"] == output.completion_tokens == 6
+    assert output.sampling["max_tokens"] == output.completion_tokens == 4
     kept = registry.feedback(output_id=answer.id)
     assert [feedback.kind for feedback in kept] == ["thumb", "preference"]
 
