@@ -97,12 +97,14 @@ def looping(_: ModelArgs) -> EchoEngine:
 def release(engine: str, letter: str, *, num_replicas: int = 1) -> ModelSource:
     """A model that is one of the engines of this file."""
     return ModelSource(
-        uri="nothing",
-        digest=letter * 64,
-        quantization="none",
-        engine=f"serving_releases:{engine}",
-        num_cpus=0.2,
-        num_replicas=num_replicas,
+        args=ModelArgs(
+            uri="nothing",
+            digest=letter * 64,
+            quantization="none",
+            engine=f"serving_releases:{engine}",
+            num_cpus=0.2,
+            num_replicas=num_replicas,
+        )
     )
 
 
@@ -119,7 +121,16 @@ class Watched(Service):
 
     def serve(self, source: ModelSource) -> None:
         """Give a model all of the traffic."""
-        self.deploy(source, name=NAME, default_prompt=None, registry_env=None, monitor=None, timeout_s=120)
+        self.deploy(
+            source,
+            name=NAME,
+            default_prompt=None,
+            registry_env=None,
+            monitor=None,
+            embeddings={},
+            text_log=None,
+            timeout_s=120,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import BackpressureConfig
@@ -32,6 +32,7 @@ from llmray.serve.replica import MONITOR, EmbedderReplica, GatewayReplica, Model
 from llmray.serve.rollout import RolloutPolicy
 from llmray.serve.routing import replica_options
 from llmray.serve.service import MONITOR_APP, Deployed, ModelSource, Service
+from llmray.serve.variants import TextLog
 
 logger = logging.getLogger(__name__)
 
@@ -174,16 +175,15 @@ def deploy(
     digest: str,
     *,
     name: str,
-    quantization: str = "nf4",
-    engine: str = "hf",
     default_prompt: str | None = None,
     monitor: MonitorArgs | None = None,
+    embeddings: Mapping[str, EmbedderArgs] = MappingProxyType({}),
+    text_log: TextLog | None = None,
     database_url: str | None = None,
-    num_cpus: float = 0.5,
-    num_gpus: float = 0.0,
     host: str = "127.0.0.1",
     port: int = 8000,
     timeout_s: float = 180.0,
+    **options: Any,
 ) -> Deployed:
     """Serve a model with all of the traffic, on the cluster that this process is connected to.
 
@@ -193,11 +193,12 @@ def deploy(
         model_uri: folder of the model artifact, which every node must reach.
         digest: the artifact's digest.
         name: what clients ask for as `model`.
-        quantization: `nf4`, `int8` or `none`.
         default_prompt: prompt reference for chats that name none.
         monitor: what watches the traffic; None for no monitor.
+        embeddings: embedding models by the names that clients ask for.
+        text_log: how much text the output log keeps; as before by default, and at first all of it.
         database_url: the registry's; `$LLMRAY_DATABASE_URL` or the local home's by default.
-        num_cpus: reserved for the model's replica.
+        options: how the model is served: fields of `ModelArgs`, such as `quantization`, `adapters`, `max_replicas`.
 
     Raises:
         ConfigError: an option that is impossible, or other machines are let in and there is no API key.
@@ -210,11 +211,13 @@ def deploy(
     _check_open_to(host, url)
     env = {"LLMRAY_DATABASE_URL": url, "LLMRAY_HOME": storage.home()}
     return _service(host, port).deploy(
-        _source(model_uri, digest, quantization, engine, num_cpus=num_cpus, num_gpus=num_gpus),
+        _source(model_uri, digest, options),
         name=name,
         default_prompt=default_prompt,
         registry_env=env,
         monitor=None if monitor is None else monitor.model_dump(),
+        embeddings={model: args.model_dump() for model, args in embeddings.items()},
+        text_log=text_log,
         timeout_s=timeout_s,
     )
 
@@ -223,15 +226,12 @@ def rollout(
     model_uri: str,
     digest: str,
     *,
-    quantization: str = "nf4",
-    engine: str = "hf",
     policy: RolloutPolicy | None = None,
     drive: Callable[[float], None] | None = None,
-    num_cpus: float = 0.5,
-    num_gpus: float = 0.0,
     timeout_s: float = 180.0,
     step_timeout_s: float = 600.0,
     poll_s: float = 0.5,
+    **options: Any,
 ) -> RolloutResult:
     """Bring a new model into service step by step, beside the one that serves now, and take the worse one away.
 
@@ -240,13 +240,15 @@ def rollout(
         drive: called with each weight in percent; may send traffic, and returns when the step may be judged.
         timeout_s: for an application to start, or to drain.
         step_timeout_s: how long a step waits for `policy.min_requests` before the rollout goes back.
+        options: fields of `ModelArgs`; what is not given is as with the model that serves now.
 
     Raises:
         InputError: nothing is served yet, or the folder does not hold that model.
         DeploymentFailedError: the new model did not start; the old one goes on.
     """
-    return _service(None, None).rollout(
-        _source(model_uri, digest, quantization, engine, num_cpus=num_cpus, num_gpus=num_gpus),
+    service = _service(None, None)
+    return service.rollout(
+        _source(model_uri, digest, service.model_options() | options),
         policy or RolloutPolicy(),
         drive=drive,
         timeout_s=timeout_s,
@@ -260,20 +262,21 @@ def shadow(
     digest: str,
     *,
     share: float = 100.0,
-    quantization: str = "nf4",
-    engine: str = "hf",
-    num_cpus: float = 0.5,
-    num_gpus: float = 0.0,
     timeout_s: float = 180.0,
+    **options: Any,
 ) -> None:
     """Copy a share of the requests, in percent, to a model whose answers nobody gets; they are kept as outputs.
+
+    Args:
+        options: fields of `ModelArgs`; what is not given is as with the model that serves now.
 
     Raises:
         InputError: nothing is served yet, the model serves already, or the folder does not hold it.
         DeploymentFailedError: the model did not start.
     """
-    source = _source(model_uri, digest, quantization, engine, num_cpus=num_cpus, num_gpus=num_gpus)
-    _service(None, None).shadow(source, share=share, timeout_s=timeout_s)
+    service = _service(None, None)
+    source = _source(model_uri, digest, service.model_options() | options)
+    service.shadow(source, share=share, timeout_s=timeout_s)
 
 
 def end_shadow(*, timeout_s: float = 180.0) -> None:
@@ -358,18 +361,17 @@ def _service(host: str | None, port: int | None) -> Service:
     return Service(control, host=host, port=port, runtime_env=code)
 
 
-def _source(uri: str, digest: str, quantization: str, engine: str, *, num_cpus: float, num_gpus: float) -> ModelSource:
-    if engine == "hf" and storage.exists(uri):  # else the folder is the cluster's, and the replica will look
+def _source(uri: str, digest: str, options: Mapping[str, Any]) -> ModelSource:
+    uri = str(storage.local_path(uri).absolute()) if storage.is_local(uri) else uri
+    try:
+        args = ModelArgs(uri=uri, digest=digest, **options)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise ConfigError(f"{'.'.join(map(str, first['loc'])) or 'model'}: {first['msg']}") from error
+    if args.engine == "hf" and storage.exists(uri):  # else the folder is the cluster's, and the replica will look
         checked_folder(uri, digest)
-    return ModelSource(
-        uri=str(storage.local_path(uri).absolute()) if storage.is_local(uri) else uri,
-        digest=digest,
-        quantization=quantization,
-        engine=engine,
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        price_s=price_list().money(core_seconds=num_cpus, gpu_seconds=num_gpus),
-    )
+    price_s = price_list().money(core_seconds=args.num_cpus, gpu_seconds=args.num_gpus)
+    return ModelSource(args=args, price_s=None if price_s is None else price_s * args.num_replicas)
 
 
 def _options(num_cpus: float, num_gpus: float = 0.0, env: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:

@@ -6,7 +6,6 @@ As in `llmray.flow.operations`: the SDK exports these, the jobs and the command 
 from collections.abc import Callable, Sequence
 
 from llmray.artifact import Artifact
-from llmray.errors import InputError
 from llmray.evaluate.gate import GatePolicy
 from llmray.flow.inputs import name_of, resolve
 from llmray.flow.operations import What, as_model, training_data
@@ -102,8 +101,8 @@ def rolling_out(
     steps = policy if isinstance(policy, RolloutPolicy) else RolloutPolicy(steps=tuple(policy))
 
     def bring(model: Artifact) -> RolloutResult:
-        serving = config or serving_now()
-        return deployment.rollout(model.uri, model.digest, policy=steps, **serving.engine_options())
+        options = {} if config is None else config.engine_options()
+        return deployment.rollout(model.uri, model.digest, policy=steps, **options)
 
     return bring
 
@@ -125,18 +124,5 @@ def shadow(model: What | None, *, share: float = 100.0, config: ServeConfig | No
             deployment.end_shadow()
             return
         found = as_model(model)
-        deployment.shadow(found.uri, found.digest, share=share, **(config or serving_now()).engine_options())
-
-
-def serving_now() -> ServeConfig:
-    """How the model that has the traffic is served.
-
-    Raises:
-        InputError: nothing is served yet.
-    """
-    from llmray import deployment
-
-    if not (config := deployment.status().get("config")):
-        raise InputError("nothing is served yet: deploy a model first")
-    stable = config["variants"][0]
-    return ServeConfig(quantization=stable["quantization"], engine=stable["engine"])
+        options = {} if config is None else config.engine_options()
+        deployment.shadow(found.uri, found.digest, share=share, **options)

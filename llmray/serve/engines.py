@@ -10,6 +10,7 @@ from llmray.code_names import load_named
 from llmray.errors import ConfigError, InputError, NotFoundError
 from llmray.serve.engine import Engine
 from llmray.serve.external_args import External
+from llmray.serve.variants import Variant
 
 ENGINES = {name: f"llmray.serve.engines:{name}_engine" for name in ("hf", "external", "echo")}
 
@@ -58,6 +59,28 @@ class ModelArgs(BaseModel):
     """Seconds for which fewer must do, before each replica that goes."""
     routing: Literal["power_of_two", "prefix", "session"] = "power_of_two"
     """Which replica gets a request: the less busy of two; the one that has seen its prompt's beginning, or its `user`."""
+
+    @property
+    def app(self) -> str:
+        """Name of its Serve application: one for each digest and quantization."""
+        return f"model-{self.digest[:12]}-{self.quantization}"
+
+    def variant(self, name: str, weight: float, *, price_s: float | None = None) -> Variant:
+        """This model behind the gateway.
+
+        Args:
+            price_s: money for a second of all its replicas; None without a price list.
+        """
+        return Variant(
+            name=name,
+            app=self.app,
+            digest=self.digest,
+            weight=weight,
+            quantization=self.quantization,
+            engine=self.engine,
+            adapters=tuple(self.adapters),
+            price_s=price_s,
+        )
 
     @model_validator(mode="after")
     def _one_number_of_replicas(self) -> "ModelArgs":

@@ -24,16 +24,9 @@ from transformers.pytorch_utils import Conv1D
 from llmray.errors import ConfigError, InputError
 from llmray.serve.engine import EngineInfo
 from llmray.serve.linear import Int8Linear, Kind, integer_products, quantized
+from llmray.serve.quantizations import parse
 
 logger = logging.getLogger(__name__)
-
-HEADS: dict[str, tuple[str, ...]] = {
-    "nf4": ("int8", "nf4", "bf16"),
-    "int8": ("int8", "nf4", "bf16"),
-    "bf16": ("bf16", "int8", "nf4"),
-    "none": ("none",),
-}
-"""How blocks can be kept, and with each of them the output head, the default first. `none` is as stored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,19 +83,6 @@ def load(folder: Path, quantization: str, *, device: str | None = None) -> Loade
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
     )
     return LoadedModel(model=model, tokenizer=tokenizer, info=info)
-
-
-def parse(quantization: str) -> tuple[str, str]:
-    """What blocks and head are kept in.
-
-    Raises:
-        ConfigError: no such quantization.
-    """
-    blocks, _, head = quantization.partition("-")
-    if blocks not in HEADS or (head and head not in HEADS[blocks]):
-        with_head = [f"{name}-{other}" for name, heads in HEADS.items() for other in heads[1:]]
-        raise ConfigError(f"quantization ({quantization}) must be one of {', '.join([*HEADS, *with_head])}")
-    return blocks, head or HEADS[blocks][0]
 
 
 def weight_bytes(model: Any) -> int:

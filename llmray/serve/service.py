@@ -15,6 +15,7 @@ from typing import Any
 from llmray.errors import ConfigError, InputError, UnavailableError
 from llmray.serve.canary import Canary, RolloutResult
 from llmray.serve.control import DeploymentFailedError, ServeControl, check_port, wait_for
+from llmray.serve.engines import ModelArgs
 from llmray.serve.rollout import RolloutPolicy
 from llmray.serve.tally import Tally, together
 from llmray.serve.variants import GatewayConfig, Shadow, TextLog, Variant
@@ -22,6 +23,7 @@ from llmray.serve.variants import GatewayConfig, Shadow, TextLog, Variant
 logger = logging.getLogger(__name__)
 
 GATEWAY_APP, REGISTRY_APP, MONITOR_APP = "gateway", "registry", "monitor"
+_MODEL_PREFIX, _EMBEDDER = "model-", "embedder-"
 _TAKE_OVER_S = 60.0
 _GATEWAY, _MODEL, _REGISTRY = "Gateway", "Model", "RegistryBridge"
 
@@ -30,34 +32,18 @@ _GATEWAY, _MODEL, _REGISTRY = "Gateway", "Model", "RegistryBridge"
 class ModelSource:
     """A model to serve."""
 
-    uri: str
-    """Folder of the model artifact."""
-    digest: str
-    quantization: str = "nf4"
-    """`nf4`, `int8` or `none`."""
-    engine: str = "hf"
-    num_cpus: float = 0.5
-    num_gpus: float = 0.0
-    num_replicas: int = 1
+    args: ModelArgs
     price_s: float | None = None
     """Money for a second of all its replicas; None without a price list."""
 
     @property
     def app(self) -> str:
-        """Name of the Serve application: one for each digest and quantization."""
-        return f"model-{self.digest[:12]}-{self.quantization}"
+        """Name of its Serve application."""
+        return self.args.app
 
     def variant(self, name: str, weight: float) -> Variant:
         """This model behind the gateway."""
-        return Variant(
-            name=name,
-            app=self.app,
-            digest=self.digest,
-            weight=weight,
-            quantization=self.quantization,
-            engine=self.engine,
-            price_s=self.price_s,
-        )
+        return self.args.variant(name, weight, price_s=self.price_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +94,8 @@ class Service:
         default_prompt: str | None,
         registry_env: Mapping[str, str] | None,
         monitor: Mapping[str, Any] | None,
+        embeddings: Mapping[str, Mapping[str, Any]],
+        text_log: TextLog | None,
         timeout_s: float,
     ) -> Deployed:
         """Serve a model with all of the traffic; one that was served before is drained and taken away."""
@@ -118,9 +106,12 @@ class Service:
             variants=[source.variant("stable", 100.0)],
             monitor_app=None if monitor is None else MONITOR_APP,
             default_prompt=default_prompt,
-            text_log=TextLog() if before is None else before.text_log,
+            embeddings={model: f"{_EMBEDDER}{model}" for model in embeddings},
+            text_log=text_log or (TextLog() if before is None else before.text_log),
         )
         changes: dict[str, Any] = {source.app: self._model_app(source)}
+        for model, args in embeddings.items():
+            changes[f"{_EMBEDDER}{model}"] = self._app(f"{_EMBEDDER}{model}", "embedder", args)
         if registry_env is not None:
             changes[REGISTRY_APP] = self._app(REGISTRY_APP, "registry", {}, env=registry_env)
         if monitor is not None:
@@ -137,7 +128,7 @@ class Service:
         return Deployed(
             url=f"{self.url}/v1",
             name=name,
-            digest=source.digest,
+            digest=source.args.digest,
             app=source.app,
             engine=self.ask(source.app, _MODEL, "info"),
             seconds=time.monotonic() - began,
@@ -159,10 +150,8 @@ class Service:
             raise InputError("nothing is served yet: deploy a model first")
         stable = config.variants[0]
         if stable.app == source.app:
-            return RolloutResult(status="done", reason="it has all of the traffic already", digest=source.digest)
-        if (
-            len(config.variants) > 1 and config.variants[-1].app != source.app
-        ):  # another canary was left behind: it goes first
+            return RolloutResult(status="done", reason="it has all of the traffic already", digest=source.args.digest)
+        if len(config.variants) > 1 and config.variants[-1].app != source.app:  # another canary was left behind
             config = config.model_copy(update={"variants": [stable.model_copy(update={"weight": 100.0})]})
             self.split(config)
         if config.shadow is not None and config.shadow.variant.app == source.app:  # from now on it is heard
@@ -194,12 +183,24 @@ class Service:
         self.split(config)
         self._remove_unused(config, timeout_s=timeout_s)
 
+    def model_options(self) -> dict[str, Any]:
+        """How the model that has the traffic is served: arguments of its application but for the model itself.
+
+        Raises:
+            InputError: nothing is served yet.
+        """
+        config = self.config()
+        if config is None:
+            raise InputError("nothing is served yet: deploy a model first")
+        args = self.control.applications()[config.variants[0].app]["args"]
+        return {name: value for name, value in args.items() if name not in ("uri", "digest")}
+
     def shutdown(self, *, timeout_s: float) -> None:
         """Take everything of ours away, the gateway first: what it still holds reaches the registry."""
         from ray import serve
 
         apps = self.control.applications()
-        models = sorted(name for name in apps if name.startswith("model-"))
+        models = sorted(name for name in apps if name.startswith((_MODEL_PREFIX, _EMBEDDER)))
         for names in ([GATEWAY_APP], [*models, MONITOR_APP], [REGISTRY_APP]):
             if there := [name for name in names if name in apps]:
                 self._send(dict.fromkeys(there))
@@ -254,10 +255,11 @@ class Service:
 
     def _remove_unused(self, config: GatewayConfig, *, timeout_s: float) -> None:
         """Take away the models that get no traffic, once nothing runs on them."""
-        used = {variant.app for variant in config.variants}
+        used = {variant.app for variant in config.variants} | set(config.embeddings.values())
         if config.shadow is not None:
             used.add(config.shadow.variant.app)
-        unused = [name for name in self.control.applications() if name.startswith("model-") and name not in used]
+        ours = [name for name in self.control.applications() if name.startswith((_MODEL_PREFIX, _EMBEDDER))]
+        unused = [name for name in ours if name not in used]
         if not unused:
             return
 
@@ -298,8 +300,7 @@ class Service:
         return app | {"deployments": [{"name": _GATEWAY, "user_config": config.model_dump()}]}
 
     def _model_app(self, source: ModelSource) -> dict[str, Any]:
-        names = ("uri", "digest", "quantization", "engine", "num_cpus", "num_gpus", "num_replicas")
-        return self._app(source.app, "model", {name: getattr(source, name) for name in names})
+        return self._app(source.app, "model", source.args.model_dump(exclude_defaults=True))
 
     def _app(
         self,

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmray.errors import ConfigError
 from llmray.serve.linear import Int8Linear, integer_products, nf4_codes, quantized
-from llmray.serve.quantize import load, parse
+from llmray.serve.quantizations import parse
+from llmray.serve.quantize import load
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC
-from typing import Any, Literal
+from typing import Any
 
 from llmray import artifact as artifacts
 from llmray.artifact import Artifact
@@ -20,8 +20,10 @@ from llmray.flow.run import open_run
 from llmray.flow.step import metered, step
 from llmray.flow.traffic import Question, ordered, unusual_questions
 from llmray.flow.visit import Crowd, Reply, Visitors, Watch, annotate
+from llmray.serve import quantizations
 from llmray.serve.rollout import RolloutPolicy
 from llmray.serve.service import Deployed
+from llmray.serve.variants import TextLog
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +36,26 @@ _BESIDE = 0.4
 class ServeConfig:
     """How a model is served."""
 
-    quantization: Literal["nf4", "int8", "none"] = "nf4"
-    """How bitsandbytes stores the weights: 4 bits, 8 bits, or as they are."""
+    quantization: str = "nf4"
+    """How the weights are kept: nf4, int8, bf16, or none for as stored; nf4-bf16 for another output head than int8."""
     engine: str = field(default="hf", metadata={"code": True})
-    """hf, echo, or your own as module:attribute."""
+    """hf, external, echo, or your own as module:attribute."""
+    external: dict[str, Any] | None = None
+    """For the engine external: the server to start (command, health, can, …: `llmray.serve.external_args`)."""
+    adapters: dict[str, str] = field(default_factory=dict)
+    """Folders of LoRA adapters, by the names that clients ask for as model."""
+    embeddings: dict[str, str] = field(default_factory=dict)
+    """Folders of embedding models (or minilm), by the names that clients ask for as model."""
+    text_share: float = field(default=100.0, metadata=_PLACE)
+    """Percent of the outputs whose texts are kept in the output log."""
+    redact: bool = field(default=False, metadata=_PLACE)
+    """Whether personal data and keys are masked in the texts that are kept."""
+    num_replicas: int = field(default=1, metadata=_PLACE)
+    """Replicas of each model, where max_replicas is not given."""
+    min_replicas: int = field(default=1, metadata=_PLACE)
+    """Fewest replicas where max_replicas is given: 0 lets an idle model go."""
+    max_replicas: int | None = field(default=None, metadata=_PLACE)
+    """Most replicas; their number follows waiting tokens and the time to the first token."""
     num_cpus: float = field(default=0.5, metadata=_PLACE)
     """Cores reserved for each model."""
     num_gpus: float = field(default=0.0, metadata=_PLACE)
@@ -52,8 +70,10 @@ class ServeConfig:
     """Seconds that a model may take to start."""
 
     def __post_init__(self) -> None:
-        if self.quantization not in ("nf4", "int8", "none"):
-            raise ConfigError(f"serve.quantization ({self.quantization}) must be nf4, int8 or none")
+        if self.engine == "hf":
+            quantizations.parse(self.quantization)
+        if not 0 <= self.text_share <= 100:
+            raise ConfigError(f"serve.text_share ({self.text_share}) must lie between 0 and 100")
         if not 0 < self.port < 65536:
             raise ConfigError(f"serve.port ({self.port}) must lie between 1 and 65535: try 8000")
         if not self.average_run_length > 1:
@@ -61,8 +81,9 @@ class ServeConfig:
 
     def engine_options(self) -> dict[str, Any]:
         """What `llmray.deployment` takes for each model."""
-        names = ("quantization", "engine", "num_cpus", "num_gpus", "timeout_s")
-        return {name: getattr(self, name) for name in names}
+        names = ("quantization", "engine", "external", "adapters", "num_cpus", "num_gpus", "timeout_s")
+        scaled = ("num_replicas",) if self.max_replicas is None else ("min_replicas", "max_replicas")
+        return {name: getattr(self, name) for name in (*names, *scaled)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,6 +221,8 @@ def put_into_service(
         name=name,
         default_prompt=prompt,
         monitor=monitor,
+        embeddings={name: deployment.EmbedderArgs(uri=uri) for name, uri in serving.embeddings.items()},
+        text_log=TextLog(share=serving.text_share, redact=serving.redact),
         host=serving.host,
         port=serving.port,
         **serving.engine_options(),
