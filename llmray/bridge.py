@@ -36,12 +36,6 @@ class RegistryBridge(RegistryPrompts):
         self._output_type, self._feedback_type = Output, Feedback
         super().__init__(Registry.open(url, busy_timeout_s=busy_timeout_s))
 
-    async def put_outputs(self, outputs: Sequence[OutputRecord]) -> None:
-        """Keep answers."""
-        await asyncio.to_thread(
-            lambda: self._registry.put_outputs([self._output_type(**_shallow(output)) for output in outputs])
-        )
-
     async def put_packed(self, packed: Sequence[bytes]) -> None:
         """Keep answers that come from another process."""
         await asyncio.to_thread(lambda: self._registry.put_outputs(unpack(packed, self._output_type)))

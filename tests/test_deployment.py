@@ -84,8 +84,8 @@ def test_bridge_keeps_outputs_feedback_and_each_alarm_once(llmray_home: Path) ->
     bridge = deployment.RegistryBridge.func_or_class()
 
     async def scenario() -> None:
-        await bridge.put_outputs([OUTPUT, OUTPUT])
-        await bridge.put_packed(await pack([OUTPUT, replace(OUTPUT, id="half", completion="\ud800")]))
+        await bridge.put_packed([pack(OUTPUT), pack(OUTPUT)])
+        await bridge.put_packed([pack(OUTPUT), pack(replace(OUTPUT, id="half", completion="\ud800"))])
         assert (await bridge.output("half")).completion == "\N{REPLACEMENT CHARACTER}"
         kept = await bridge.output("out1")
         assert kept == replace(

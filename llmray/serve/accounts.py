@@ -8,16 +8,26 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from llmray.serve.cost import SharedTime
 from llmray.serve.engine import EngineRequest
 from llmray.serve.metrics import EngineLoads, GatewayMetrics
 from llmray.serve.outbox import Outbox
+from llmray.serve.packing import pack
 from llmray.serve.ports import Observation, OutputRecord, OutputSink, Watcher
 from llmray.serve.tally import Tally
 from llmray.serve.text_log import kept, text_bytes
 from llmray.serve.variants import TextLog
+
+
+@dataclass(frozen=True, slots=True)
+class _Unmasked:
+    """An output whose texts are masked when it is sent, off the request path."""
+
+    record: OutputRecord
+    policy: TextLog
 
 
 class Accounts:
@@ -45,7 +55,7 @@ class Accounts:
         self._monitor = monitor
         self._shadow = shadow
         self._text_log = text_log
-        self._log: Outbox[OutputRecord] = Outbox("output log", self._record, size=text_bytes)
+        self._log: Outbox[bytes | _Unmasked] = Outbox("output log", self._record, size=_size)
         self._tap: Outbox[Observation] = Outbox(
             "monitor tap", self._observe, batch=64, timeout_s=5.0, keep_trying=False
         )
@@ -97,7 +107,8 @@ class Accounts:
     def keep(self, record: OutputRecord) -> None:
         """Queue an output for the log, where there is one."""
         if self._outputs is not None:
-            self._log.put(record)
+            policy = self._text_log()
+            self._log.put(_Unmasked(record, policy) if policy.redact else pack(kept(record, policy)))
 
     def ended(self, record: OutputRecord, request: EngineRequest, text: str | None) -> None:
         """Take the account of an answer.
@@ -120,13 +131,20 @@ class Accounts:
                 )
             )
 
-    async def _record(self, batch: Sequence[OutputRecord]) -> None:
+    async def _record(self, batch: Sequence[bytes | _Unmasked]) -> None:
         assert self._outputs is not None
-        policy = self._text_log()
-        if policy != TextLog():
-            batch = await asyncio.to_thread(lambda: [kept(record, policy) for record in batch])
-        await self._outputs.put_outputs(batch)
+        if any(isinstance(one, _Unmasked) for one in batch):
+            batch = await asyncio.to_thread(lambda: [_packed(one) for one in batch])
+        await self._outputs.put_packed([one for one in batch if isinstance(one, bytes)])
 
     async def _observe(self, batch: Sequence[Observation]) -> None:
         if (monitor := self._monitor()) is not None:
             await monitor.observe(batch)
+
+
+def _packed(one: bytes | _Unmasked) -> bytes:
+    return one if isinstance(one, bytes) else pack(kept(one.record, one.policy))
+
+
+def _size(one: bytes | _Unmasked) -> int:
+    return len(one) if isinstance(one, bytes) else text_bytes(one.record)

@@ -1,11 +1,10 @@
-"""Outputs on their way to another process: packed one by one, with the event loop free in between.
+"""Outputs on their way to another process: each packed when its answer has ended, so that sending them costs the loop nothing.
 
-Pickling a batch of 256 as it is keeps the loop, and every stream on it, waiting for milliseconds; a thread would not
-help, since pickling holds the interpreter's lock. A record as a plain tuple packs in two microseconds. Rejected: JSON
-(half a surrogate pair breaks it, and moments come back as texts).
+Packed as a plain tuple, an output costs some ten microseconds. Rejected: packing a batch when it is sent (the loop, and
+every stream on it, waits for a millisecond, and a thread would not help, since pickling holds the interpreter's lock),
+and JSON (half a surrogate pair breaks it, and moments come back as texts).
 """
 
-import asyncio
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -18,18 +17,11 @@ Kept = TypeVar("Kept")
 
 _NAMES = tuple(field.name for field in fields(OutputRecord))
 _values = attrgetter(*_NAMES)
-_AT_ONCE = 16
-"""Records packed before others get their turn."""
 
 
-async def pack(outputs: Sequence[OutputRecord]) -> list[bytes]:
-    """Each output as bytes."""
-    packed = []
-    for number, output in enumerate(outputs, start=1):
-        packed.append(pickle.dumps(_values(output), protocol=5))
-        if number % _AT_ONCE == 0:
-            await asyncio.sleep(0)
-    return packed
+def pack(output: OutputRecord) -> bytes:
+    """An output as bytes."""
+    return pickle.dumps(_values(output), protocol=5)
 
 
 def unpack(packed: Sequence[bytes], kind: Callable[..., Kept]) -> list[Kept]:

@@ -217,8 +217,8 @@ class PromptStore(Protocol):
 
 
 class OutputSink(Protocol):
-    async def put_outputs(self, outputs: Sequence[OutputRecord]) -> None:
-        """Keep outputs; putting one twice keeps it once."""
+    async def put_packed(self, packed: Sequence[bytes]) -> None:
+        """Keep outputs, as `packing.pack` makes them; putting one twice keeps it once."""
         ...
 
     async def output(self, output_id: str) -> OutputRecord:

@@ -5,6 +5,7 @@ costs no extra calls and the first token leaves at once. The gateway itself is `
 """
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -29,7 +30,6 @@ from llmray.serve.core import Gateway
 from llmray.serve.embedder import Embedded, Embedder
 from llmray.serve.engine import DeadlineExceededError, Engine, EngineLoad, EngineRequest, OverloadedError, TokenEvent
 from llmray.serve.gateway import create_app
-from llmray.serve.packing import pack
 from llmray.serve.ports import (
     FeedbackRecord,
     Key,
@@ -78,6 +78,7 @@ class GatewayReplica:
             probe=lambda app: backend(app).there(),
             engine_loads=lambda app: backend(app).loads(),
         )
+        _keep_out_of_collections()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self.core, peers_known=not RAY_SERVE_ENABLE_HA_PROXY)
@@ -104,6 +105,7 @@ class ModelReplica:
         self._admission = Admission(objective, clock=time.monotonic)
         self._first_tokens = FirstTokens()
         self._traces = traces_to_collector("llmray-model")
+        _keep_out_of_collections()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[list[TokenEvent] | UserError, None]:
         """Events of one answer, in lists; an error of the user's comes last, as a value.
@@ -310,8 +312,8 @@ class BridgePorts:
     async def output(self, output_id: str) -> OutputRecord:
         return await self._call("output", output_id)
 
-    async def put_outputs(self, outputs: Sequence[OutputRecord]) -> None:
-        await self._call("put_packed", await pack(outputs))
+    async def put_packed(self, packed: Sequence[bytes]) -> None:
+        await self._call("put_packed", packed)
 
     async def put_feedback(self, feedback: FeedbackRecord) -> None:
         await self._call("put_feedback", feedback)
@@ -339,6 +341,13 @@ def _ours(error: Exception, what: str) -> Exception:
     if isinstance(error, RayTaskError) and not isinstance(error, TaskCancelledError | RayServeException):
         return error
     return UnavailableError(f"{what} is not there now: {type(error).__name__}: {error}")
+
+
+def _keep_out_of_collections() -> None:
+    """Have the garbage collector leave alone what is there now: going through all that was imported takes it tens of
+    milliseconds, and every stream of the process waits for it."""
+    gc.collect()
+    gc.freeze()
 
 
 def _cached(make: Callable[[str], Any]) -> Callable[[str], Any]:

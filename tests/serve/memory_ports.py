@@ -11,6 +11,7 @@ from llmray.serve.core import Gateway
 from llmray.serve.echo_engine import EchoEngine
 from llmray.serve.embedder import Embedder
 from llmray.serve.engine import EngineRequest, TokenEvent
+from llmray.serve.packing import unpack
 from llmray.serve.ports import (
     FeedbackRecord,
     Observation,
@@ -64,9 +65,9 @@ class MemoryRegistry:
     async def prompt_labels(self, name: str | None) -> Sequence[PromptLabel]:
         return [PromptLabel(name="ask", label="production", versions={"2": 1}, protected=False, updated_at=MADE)]
 
-    async def put_outputs(self, outputs: Sequence[OutputRecord]) -> None:
+    async def put_packed(self, packed: Sequence[bytes]) -> None:
         self._check()
-        for output in outputs:
+        for output in unpack(packed, OutputRecord):
             self.outputs.setdefault(output.id, output)
 
     async def output(self, output_id: str) -> OutputRecord:

@@ -103,7 +103,7 @@ async def outage(broken: Callable[[], Mend]) -> None:
         answers += await ask(bench)
     await bench.gateway.accounts.flush()
     with pytest.raises(UnavailableError):
-        await bridge.put_outputs([])
+        await bridge.put_packed([])
     mend()
     await bench.gateway.close()
     for answer in answers:
