@@ -138,11 +138,10 @@ def simulate(kind: Mapping[str, float], policy: RolloutPolicy, *, seed: int) -> 
             tallies[app].end(**end)
         open_ = [one for one in open_ if one[0] > now]
         canary, stable = tallies["canary"], tallies["stable"]
-        ended = canary.requests - canary.running
         outcome.fisher |= _fisher(canary, stable) < policy.significance
-        verdict = decide(RolloutState(stable=stable, canary=canary, at_step=ended - at_start), policy)
+        verdict = decide(RolloutState(stable=stable, canary=canary, at_step=canary.ended - at_start), policy)
         if isinstance(verdict, Advance):
-            step, at_start = step + 1, ended
+            step, at_start = step + 1, canary.ended
         if isinstance(verdict, RollBack) or step == len(policy.steps):
             outcome.rolled_back = isinstance(verdict, RollBack)
             outcome.seconds = now

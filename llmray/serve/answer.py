@@ -64,12 +64,15 @@ class Answer:
         """
         self._open = True
         self._begun = self._shared_time.begin()
-        self._accounts.tally(self.variant.app).begin()
+        self._accounts.tally(self.variant.app).begin(another=self.plan.sample > 0)
         self._figures.begun()
         self._events = backend.submit(self.plan.request)
         try:
             self._first = await anext(self._events)
-        except (RequestRefusedError, OverloadedError, DeadlineExceededError):
+        except DeadlineExceededError:
+            await self._close("deadline")
+            raise
+        except (RequestRefusedError, OverloadedError):
             await self._close("refused")
             raise
         except asyncio.CancelledError:
@@ -143,6 +146,7 @@ class Answer:
             ttft_s=self._ttft_s,
             tokens=self.completion_tokens,
             shape=shape_of(self.text),
+            another=self.plan.sample > 0,
         )
         self._caller.tokens += self.prompt_tokens + self.completion_tokens
         if self._first is not None:

@@ -1,7 +1,8 @@
 """One rollout, step by step: the shell around `rollout.decide`.
 
 Counts come from the gateway, alarms from the registry; each move of the weight is an event. Counts are taken from where
-the rollout began, so what happened before never speaks for or against the new model.
+the rollout began, so what happened before never speaks for or against the new model. A rollout that breaks off (the gateway
+does not take its configuration, Ctrl-C) gives the traffic back: nobody would watch the canary any more.
 """
 
 import logging
@@ -29,12 +30,12 @@ class Lever(Protocol):
         """What was counted of an application since the gateway started."""
         ...
 
-    def alarms(self, digest: str, since: datetime) -> int:
-        """Alarms of the monitors about a model."""
+    def alarms(self, digest: str, since: datetime) -> int | None:
+        """Alarms of the monitors about a model; None where they cannot be read now."""
         ...
 
     def event(self, kind: str, subject: str, payload: Mapping[str, Any]) -> None:
-        """Keep what was done."""
+        """Keep what was done, if that can be done now."""
         ...
 
 
@@ -72,21 +73,19 @@ class Canary:
         self._step_timeout_s = step_timeout_s
         self._poll_s = poll_s
         self._began = datetime.now(UTC)
-        self._before = {app: lever.tally(app) for app in (self._stable.app, new.app)}
+        self._before: dict[str, Tally] = {}
         self._steps: list[dict[str, Any]] = []
 
     def run(self, drive: Callable[[float], None] | None) -> tuple[RolloutResult, GatewayConfig]:
         """Take every step; returns what came of it, and the configuration that holds now."""
-        verdict: Advance | RollBack = Advance()
-        left_at = _weight(self._config, self._new)
-        for weight in (step for step in self._policy.steps if step >= left_at - 1e-9):
-            verdict = self._step(weight, drive)
-            if isinstance(verdict, RollBack):
-                break
-        back = isinstance(verdict, RollBack)
-        winner = (self._stable if back else self._new).model_copy(update={"name": "stable", "weight": 100.0})
-        final = self._config.model_copy(update={"variants": [winner]})
-        self._lever.split(final)
+        try:
+            verdict = self._take_steps(drive)
+            back = isinstance(verdict, RollBack)
+            final = self._all_to(self._stable if back else self._new)
+            self._lever.split(final)
+        except BaseException as error:  # Ctrl-C too
+            self._break_off(error)
+            raise
         reason = verdict.reason if isinstance(verdict, RollBack) else "every step passed"
         self._lever.event(
             "rollout.rolled_back" if back else "rollout.done",
@@ -96,11 +95,36 @@ class Canary:
         result = RolloutResult(
             status="rolled_back" if back else "done",
             reason=reason,
-            digest=winner.digest,
+            digest=final.variants[0].digest,
             steps=tuple(self._steps),
             judged=not isinstance(verdict, RollBack) or verdict.judged,
         )
         return result, final
+
+    def _take_steps(self, drive: Callable[[float], None] | None) -> Advance | RollBack:
+        self._before = {app: self._lever.tally(app) for app in (self._stable.app, self._new.app)}
+        left_at = _weight(self._config, self._new)
+        verdict: Advance | RollBack = Advance()
+        for weight in (step for step in self._policy.steps if step >= left_at - 1e-9):
+            verdict = self._step(weight, drive)
+            if isinstance(verdict, RollBack):
+                break
+        return verdict
+
+    def _all_to(self, variant: Variant) -> GatewayConfig:
+        winner = variant.model_copy(update={"name": "stable", "weight": 100.0})
+        return self._config.model_copy(update={"variants": [winner]})
+
+    def _break_off(self, error: BaseException) -> None:
+        """Give the traffic back to the stable model; where that fails too, the next call will."""
+        digest = self._new.digest
+        try:
+            self._lever.split(self._all_to(self._stable))
+        except Exception:
+            logger.exception("the rollout of %s broke off, and may have left it with its traffic", digest[:12])
+            return
+        logger.warning("the rollout of %s broke off: the stable model has all of the traffic", digest[:12])
+        self._lever.event("rollout.abandoned", digest, {"reason": f"{type(error).__name__}: {error}"})
 
     def _step(self, weight: float, drive: Callable[[float], None] | None) -> Advance | RollBack:
         variants = [
@@ -109,7 +133,7 @@ class Canary:
         ]
         self._lever.split(self._config.model_copy(update={"variants": variants}))
         self._lever.event("rollout.step", self._new.digest, {"weight": weight, "stable": self._stable.digest})
-        at_start = _ended(self._lever.tally(self._new.app))
+        at_start = self._lever.tally(self._new.app).ended
         if drive is not None:
             drive(weight)
         deadline = time.monotonic() + self._step_timeout_s
@@ -119,10 +143,10 @@ class Canary:
             if isinstance(verdict, Advance | RollBack):
                 break
             if time.monotonic() > deadline:
-                verdict = RollBack(f"after {self._step_timeout_s:g} s there were only {verdict.reason}", judged=False)
+                verdict = RollBack(f"no verdict within {self._step_timeout_s:g} s: {verdict.reason}", judged=False)
                 break
             time.sleep(self._poll_s)
-        requests, errors = _ended(state.canary), state.canary.errors
+        requests, errors = state.canary.ended, state.canary.errors
         self._steps.append({"weight": weight, "requests": requests, "errors": errors})
         logger.info("rollout: %g%% to %s: %d requests, %d errors", weight, self._new.digest[:12], requests, errors)
         return verdict
@@ -132,7 +156,7 @@ class Canary:
         return RolloutState(
             stable=self._lever.tally(self._stable.app) - self._before[self._stable.app],
             canary=canary - self._before[self._new.app],
-            at_step=_ended(canary) - at_start,
+            at_step=canary.ended - at_start,
             alarms=0 if self._policy.ignore_alarms else self._lever.alarms(self._new.digest, self._began),
         )
 
@@ -141,7 +165,3 @@ def _weight(config: GatewayConfig, new: Variant) -> float:
     """Percent of the traffic that a rollout which was broken off had given to a model."""
     total = sum(variant.weight for variant in config.variants)
     return next((100.0 * one.weight / total for one in config.variants[1:] if one.app == new.app), 0.0)
-
-
-def _ended(tally: Tally) -> int:
-    return tally.requests - tally.running

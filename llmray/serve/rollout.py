@@ -3,9 +3,10 @@
 A rollout is looked at many times, so what speaks against the new model is weighed by e-values (Ville's inequality; Grünwald,
 de Heide and Koolen, Safe testing, 2024): bets against "no worse than allowed" whose mean wins a hundredfold in at
 most one good release in a hundred, however often one looks. Every bet is about a share of the requests: those that
-failed, were empty, were cut at the limit, waited longer than the stable model's median allows, or whose answer has a length,
+were refused, were given up, failed, were empty, were cut at the limit, waited longer than the stable model's median allows, or whose answer has a length,
 a compressibility or an entropy that the stable model's answers hardly ever have. What still runs counts as good: what
-ends early (errors, empty answers) must not speak for the rest. An alarm of the monitors about the canary ends it.
+ends early (errors, empty answers) must not speak for the rest. What was refused or given up is charged with just that, and
+speaks for nothing else. An alarm of the monitors about the canary ends it.
 
 Rejected: a fixed error-rate threshold (a fault of the network would roll back a good model), Fisher's exact test at each
 look (its error adds up over the looks; with the error spent over looks it must wait for the next one), and any test for a
@@ -25,6 +26,8 @@ _USUAL = 0.95
 """Share of the stable model's answers that are usual ones."""
 _SLACK = {"length": 4, "compressed": 2, "entropy": 2}
 """Buckets on either side that are usual too: twice as long, a tenth more or less compressed, half a bit."""
+_NOT_ANSWERED = 0.05
+"""Share of requests that may be refused, or given up, more than with the stable model: one client's come together."""
 _NAMES = {"compressed": "compressibility"}
 _SURE = 0.99
 """Confidence of the bound on the stable model's rates."""
@@ -39,7 +42,7 @@ class RolloutPolicy:
     steps: tuple[float, ...] = (5.0, 25.0, 100.0)
     """Shares of the traffic, in percent, that the new model gets one after the other."""
     min_requests: int = 20
-    """Requests that the new model must have answered at a step before the next."""
+    """Requests that the new model must have answered, or failed, at a step before the next."""
     significance: float = 0.01
     """Chance, over the whole rollout, of rolling back a model that is no worse than allowed."""
     max_error_rate: float = 0.5
@@ -80,9 +83,9 @@ class RolloutState:
     canary: Tally
     """Since the rollout began."""
     at_step: int
-    """Requests of the canary that ended at the present weight."""
-    alarms: int = 0
-    """Alarms of the monitors about the canary since the rollout began."""
+    """Requests of the canary that were answered or failed at the present weight."""
+    alarms: int | None = 0
+    """Alarms of the monitors about the canary since the rollout began; None where they cannot be read now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +132,23 @@ def decide(state: RolloutState, policy: RolloutPolicy) -> Advance | Hold | RollB
             f"of {worst.requests} requests to the new model {worst.bad} {worst.what}, where {worst.allowed:.1%} are "
             f"allowed (evidence {weights[worst]:.3g})"
         )
-    ended = canary.requests - canary.running
-    if ended >= max(policy.min_requests, 1) and canary.errors > policy.max_error_rate * ended:
-        return RollBack(f"the new model failed {canary.errors} of {ended} requests")
+    if canary.ended >= max(policy.min_requests, 1) and canary.errors > policy.max_error_rate * canary.ended:
+        return RollBack(f"the new model failed {canary.errors} of {canary.ended} requests")
     if state.at_step < policy.min_requests:
         return Hold(f"{state.at_step} of {policy.min_requests} requests at this weight")
+    if state.alarms is None:
+        return Hold("no word from the monitors")
     return Advance()
 
 
 def charges(canary: Tally, stable: Tally, policy: RolloutPolicy) -> list[Charge]:
     """Everything that a canary is charged with; always as many, so that each has its part of the significance."""
-    begun = canary.requests
-    errors, empty, cut = (most(getattr(stable, name), stable.requests) for name in ("errors", "empty", "cut"))
+    begun, of_stable = _taken(canary), _taken(stable)
+    errors, empty, cut = (most(getattr(stable, name), of_stable) for name in ("errors", "empty", "cut"))
+    refused, given_up = (most(getattr(stable, name), stable.requests) for name in ("refused", "given_up"))
     found = [
+        Charge("were refused", canary.refused, canary.requests, refused + _NOT_ANSWERED),
+        Charge("were given up", canary.given_up, canary.requests, given_up + _NOT_ANSWERED),
         Charge("failed", canary.errors, begun, errors),
         Charge("had an empty answer", canary.empty, begun, empty + policy.max_empty),
         Charge("were cut at the length limit", canary.cut, begun, cut + policy.max_cut),
@@ -181,6 +188,11 @@ def most(events: int, requests: int) -> float:
     from scipy.special import betaincinv
 
     return float(betaincinv(events + 1, requests - events, _SURE)) if requests > events else 1.0
+
+
+def _taken(tally: Tally) -> int:
+    """Requests that the model took on, and nobody gave up."""
+    return tally.requests - tally.refused - tally.given_up
 
 
 def _late(canary: Counter[int], stable: Counter[int], slowdown: float, noise_s: float) -> int:

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-_NO_ANSWER = frozenset({"error", "cancelled", "refused", "deadline"})
 _LOOKED_AT = 2000
 """Characters of an answer that its figures are made from: some 50 µs."""
 _TOO_SHORT = 32
@@ -48,9 +47,13 @@ class Tally:
     requests: int = 0
     """Requests that were begun."""
     running: int = 0
-    """Those that have not ended."""
+    """Answers that have not ended, each of the `n` to a request."""
     errors: int = 0
     """Those that the model failed, not the client."""
+    refused: int = 0
+    """Those that the model would not take: it cannot do what was asked, or is too busy."""
+    given_up: int = 0
+    """Those whose time was over, and those whose client left before a token came."""
     answers: int = 0
     """Those that were answered to the end."""
     empty: int = 0
@@ -68,9 +71,14 @@ class Tally:
     entropy: Counter[int] = field(default_factory=Counter)
     """`Shape.entropy`, four buckets to a bit."""
 
-    def begin(self) -> None:
-        """Count a request that begins."""
-        self.requests += 1
+    @property
+    def ended(self) -> int:
+        """Requests that say what the model is like: answered to the end, or failed."""
+        return self.answers + self.errors
+
+    def begin(self, *, another: bool = False) -> None:
+        """Count a request that begins, or another answer to one that is counted."""
+        self.requests += not another
         self.running += 1
 
     def end(
@@ -81,15 +89,21 @@ class Tally:
         ttft_s: float | None = None,
         tokens: int = 0,
         shape: Shape | None = None,
+        another: bool = False,
     ) -> None:
         """Count its end.
 
         Args:
             outcome: a finish reason, or `error`, `cancelled`, `refused`, `deadline`.
+            another: whether another answer speaks for its request.
         """
         self.running -= 1
-        if outcome in _NO_ANSWER:
+        if another:
+            return
+        if outcome in ("error", "refused", "deadline", "cancelled"):
             self.errors += outcome == "error"
+            self.refused += outcome == "refused"
+            self.given_up += outcome == "deadline" or (outcome == "cancelled" and ttft_s is None)
             return
         self.answers += 1
         self.empty += not tokens

@@ -1,10 +1,12 @@
 """The shell around the policy, on a lever in memory: steps, rolling back, and going on where a dead controller stopped."""
 
-import contextlib
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+import pytest
+
+from llmray.errors import UnavailableError
 from llmray.serve.canary import Canary, RolloutResult
 from llmray.serve.rollout import RolloutPolicy
 from llmray.serve.tally import Tally
@@ -21,10 +23,16 @@ class Service:
         self.config = GatewayConfig(model="docs", variants=[OLD])
         self.events: list[tuple[str, Mapping[str, Any]]] = []
         self.weights: list[list[float]] = []
+        self.alarmed: list[int | None] = []
+        """What is known of alarms at the next looks."""
+        self.gone = False
+        """Whether it takes no configuration any more."""
         self._errors = errors
         self._tallies = {OLD.app: Tally(requests=5000, errors=4000, answers=1000), NEW.app: Tally()}
 
     def split(self, config: GatewayConfig) -> None:
+        if self.gone:
+            raise UnavailableError("the gateway does not answer")
         self.config = config
         self.weights.append([variant.weight for variant in config.variants])
 
@@ -36,8 +44,8 @@ class Service:
                 self._tallies[app] += Tally(requests=count, errors=errors, answers=count - errors)
         return self._tallies[app]
 
-    def alarms(self, digest: str, since: datetime) -> int:
-        return 0
+    def alarms(self, digest: str, since: datetime) -> int | None:
+        return self.alarmed.pop(0) if self.alarmed else 0
 
     def event(self, kind: str, subject: str, payload: Mapping[str, Any]) -> None:
         self.events.append((kind, payload))
@@ -66,20 +74,51 @@ def test_bad_model_goes_back_at_the_first_step() -> None:
 
 
 def test_next_controller_goes_on_at_the_weight_where_one_died() -> None:
-    class ControllerDiedError(Exception):
-        pass
-
     def die_at_25(weight: float) -> None:
-        if weight == 25:
-            raise ControllerDiedError
+        service.gone = weight == 25  # what is dead moves nothing any more
+        if service.gone:
+            raise ConnectionError
 
     service = Service(errors={})
-    with contextlib.suppress(ControllerDiedError):
+    with pytest.raises(ConnectionError):
         roll(service, die_at_25)
-    assert service.weights[-1] == [75, 25]
+    assert service.weights == [[95, 5], [75, 25]]
     service.weights.clear()
+    service.gone = False
     assert roll(service).status == "done"
     assert service.weights == [[75, 25], [0, 100], [100]]
+
+
+@pytest.mark.parametrize("error", [UnavailableError("the registry is away"), KeyboardInterrupt()])
+def test_a_rollout_that_breaks_off_gives_the_traffic_back(error: BaseException) -> None:
+    def break_off(weight: float) -> None:
+        raise error
+
+    service = Service(errors={})
+    with pytest.raises(type(error)):
+        roll(service, break_off)
+    assert service.weights == [[95, 5], [100]]
+    assert service.config.variants == [OLD]
+    assert [kind for kind, _ in service.events] == ["rollout.step", "rollout.abandoned"]
+
+
+def test_alarms_that_cannot_be_read_are_no_verdict_for_that_look() -> None:
+    service = Service(errors={})
+    service.alarmed = [None, None, 0, 0, None, 1]
+    assert roll(service).reason == "the monitors raised 1 alarms"
+    assert service.weights == [[95, 5], [75, 25], [0, 100], [100]]
+    assert service.config.variants == [OLD]
+
+
+def test_a_release_that_refuses_everything_gets_no_more() -> None:
+    class Refused(Service):
+        def tally(self, app: str) -> Tally:
+            counted = super().tally(app)
+            return Tally(requests=counted.requests, refused=counted.requests) if app == NEW.app else counted
+
+    service = Refused(errors={})
+    assert roll(service).status == "rolled_back"
+    assert service.weights == [[95, 5], [100]]
 
 
 def test_too_little_traffic_is_no_verdict() -> None:

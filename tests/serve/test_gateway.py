@@ -315,7 +315,7 @@ def test_client_that_leaves_frees_the_engine() -> None:
         assert engine.left.is_set()
         await bench.gateway.close()
         assert {record.finish_reason for record in bench.registry.outputs.values()} == {"cancelled"}
-        assert bench.gateway.traffic()["stable"] == Tally(requests=2)
+        assert bench.gateway.traffic()["stable"] == Tally(requests=2, given_up=1)
 
     asyncio.run(scenario())
 

@@ -128,10 +128,51 @@ def test_bad_models_go_back_within_a_few_answers(canary: Tally, why: str) -> Non
     assert why in back.reason
 
 
+@pytest.mark.parametrize(
+    ("outcome", "why"), [("refused", "were refused"), ("deadline", "were given up"), ("cancelled", "were given up")]
+)
+def test_a_release_that_answers_nobody_goes_back_and_never_goes_on(outcome: str, why: str) -> None:
+    canary = Tally()
+    for _ in range(20):
+        canary.begin()
+        canary.end(outcome, latency_s=1.0)
+    back = verdict(canary, at_step=canary.ended)
+    assert isinstance(back, RollBack)
+    assert why in back.reason
+    assert isinstance(verdict(canary, Tally(), at_step=canary.ended), Hold)  # nothing to compare with
+    # who leaves in the middle of an answer has had one, and a refused request does not excuse one that failed
+    canary.begin()
+    canary.end("cancelled", latency_s=1.0, ttft_s=0.5, tokens=3)
+    assert canary.refused + canary.given_up == 20
+    failed = tally(0, errors=4) + canary
+    assert charges(failed, tally(300), RolloutPolicy())[2].requests == 5
+
+
+def test_refusals_that_the_stable_model_has_too_are_nobodys_fault() -> None:
+    canary, stable = tally(40), tally(300, seed=1)
+    for counted, count in ((canary, 8), (stable, 60)):
+        for number in range(count):
+            counted.begin()
+            counted.end("refused" if number % 2 else "cancelled", latency_s=0.1)
+    assert verdict(canary, stable, at_step=canary.ended) == Advance()
+
+
+def test_all_answers_to_one_request_are_one_request() -> None:
+    counted = Tally()
+    for another in (False, True, True):
+        counted.begin(another=another)
+    assert (counted.requests, counted.running) == (1, 3)
+    for another in (True, False, True):
+        counted.end("stop", latency_s=1.0, ttft_s=0.5, tokens=3, another=another)
+    assert (counted.ended, counted.running, counted.length.total()) == (1, 0, 1)
+
+
 def test_alarms_of_the_monitors_end_a_rollout_unless_they_are_ignored() -> None:
     state = RolloutState(stable=tally(300), canary=tally(40), at_step=40, alarms=1)
     assert decide(state, RolloutPolicy()) == RollBack("the monitors raised 1 alarms")
     assert decide(state, RolloutPolicy(ignore_alarms=True)) == Advance()
+    unread = RolloutState(stable=tally(300), canary=tally(40), at_step=40, alarms=None)
+    assert decide(unread, RolloutPolicy()) == Hold("no word from the monitors")
 
 
 def test_what_still_runs_speaks_for_the_model() -> None:
@@ -166,7 +207,7 @@ def test_evidence_wins_nothing_in_the_mean_where_the_claim_is_true(allowed: floa
 
 def test_every_charge_has_its_part_of_the_significance() -> None:
     policy = RolloutPolicy()
-    assert len(charges(Tally(), Tally(), policy)) == len(charges(tally(9), tally(99), policy)) == 8
+    assert len(charges(Tally(), Tally(), policy)) == len(charges(tally(9), tally(99), policy)) == 10
     assert most(0, 0) == 1.0
     assert most(0, 1000) < 0.01 < most(3, 100)
 
