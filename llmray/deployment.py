@@ -31,14 +31,10 @@ from llmray.serve.engines import ModelArgs, checked_folder, open_engine
 from llmray.serve.replica import MONITOR, EmbedderReplica, GatewayReplica, ModelReplica
 from llmray.serve.rollout import RolloutPolicy
 from llmray.serve.routing import replica_options
-from llmray.serve.service import MONITOR_APP, Deployed, ModelSource, Service
+from llmray.serve.service import LONGEST_ANSWER_S, MONITOR_APP, Deployed, ModelSource, Service
 from llmray.serve.variants import TextLog
 
 logger = logging.getLogger(__name__)
-
-LONGEST_ANSWER_S = 600.0
-"""A replica that is taken away gets this long to finish the answers that it began."""
-
 
 _REQUEST_PATH = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -196,7 +192,7 @@ def deploy(
         default_prompt: prompt reference for chats that name none.
         monitor: what watches the traffic; None for no monitor.
         embeddings: embedding models by the names that clients ask for.
-        text_log: how much text the output log keeps; as before by default, and at first all of it.
+        text_log: how much text the output log keeps; what is not given is as before, and at first all of it.
         database_url: the registry's; `$LLMRAY_DATABASE_URL` or the local home's by default.
         options: how the model is served: fields of `ModelArgs`, such as `quantization`, `adapters`, `max_replicas`.
 
@@ -238,7 +234,7 @@ def rollout(
     Args:
         policy: weights, and when to go back.
         drive: called with each weight in percent; may send traffic, and returns when the step may be judged.
-        timeout_s: for an application to start, or to drain.
+        timeout_s: for an application to start.
         step_timeout_s: how long a step waits for `policy.min_requests` before the rollout goes back.
         options: fields of `ModelArgs`; what is not given is as with the model that serves now.
 
@@ -248,7 +244,7 @@ def rollout(
     """
     service = _service(None, None)
     return service.rollout(
-        _source(model_uri, digest, service.model_options() | options),
+        _source(model_uri, digest, _inherited(service.model_options(), options)),
         policy or RolloutPolicy(),
         drive=drive,
         timeout_s=timeout_s,
@@ -275,13 +271,13 @@ def shadow(
         DeploymentFailedError: the model did not start.
     """
     service = _service(None, None)
-    source = _source(model_uri, digest, service.model_options() | options)
+    source = _source(model_uri, digest, _inherited(service.model_options(), options))
     service.shadow(source, share=share, timeout_s=timeout_s)
 
 
-def end_shadow(*, timeout_s: float = 180.0) -> None:
+def end_shadow() -> None:
     """Copy no more requests, and take the shadow away."""
-    _service(None, None).shadow(None, share=0.0, timeout_s=timeout_s)
+    _service(None, None).shadow(None, share=0.0, timeout_s=0.0)
 
 
 def reset_monitor(digest: str, reason: str) -> None:
@@ -359,6 +355,13 @@ def _service(host: str | None, port: int | None) -> Service:
     mine = ray.get_runtime_context().runtime_env
     code = {key: mine[key] for key in ("working_dir", "py_modules") if mine.get(key)}
     return Service(control, host=host, port=port, runtime_env=code)
+
+
+def _inherited(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """How a model is served beside one that serves already: a number of replicas that is given replaces a range, and back."""
+    rivals = {"num_replicas": ("min_replicas", "max_replicas"), "max_replicas": ("num_replicas",)}
+    replaced = {rival for name, others in rivals.items() if name in given for rival in others}
+    return {name: value for name, value in before.items() if name not in replaced} | dict(given)
 
 
 def _source(uri: str, digest: str, options: Mapping[str, Any]) -> ModelSource:

@@ -160,7 +160,8 @@ def _tables(config_type: type) -> dict[str, type]:
 def _gather_lists(arguments: list[str], config_type: type) -> list[str]:
     """Let a list option take several words, as in `--sources a.jsonl b.parquet`, and a switch take none."""
     lists, switches = (
-        {f"--{name}" for name in _names(config_type, test)} for test in (_is_list, lambda hint: hint is bool)
+        {f"--{name}" for name in _names(config_type, test)}
+        for test in (_is_list, lambda hint: hint in (bool, bool | None))
     )
     gathered: list[str] = []
     at = 0

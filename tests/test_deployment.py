@@ -71,6 +71,39 @@ def test_engine_is_a_name_or_a_path() -> None:
             open_engine(ModelArgs(uri="", digest="", engine=wrong))
 
 
+def test_a_canary_inherits_how_the_stable_model_is_served_but_for_what_is_given() -> None:
+    from llmray.flow.stages.serve import ServeConfig
+
+    scaled = {
+        "quantization": "int8",
+        "adapters": {"tone": "folder"},
+        "num_gpus": 1,
+        "max_replicas": 4,
+        "min_replicas": 0,
+    }
+    fixed = {"engine": "echo", "num_replicas": 3}
+    assert deployment._inherited(scaled, ServeConfig().engine_options()) == scaled
+    given = ServeConfig(kv_gb=2.0, routing="prefix", num_replicas=2).engine_options()
+    assert deployment._inherited(scaled, given) == {
+        **{name: scaled[name] for name in ("quantization", "adapters", "num_gpus")},
+        **{"kv_gb": 2.0, "routing": "prefix", "num_replicas": 2},
+    }
+    given = ServeConfig(max_replicas=2).engine_options()
+    assert deployment._inherited(fixed, given) == {"engine": "echo", "max_replicas": 2}
+    for before, one in ((scaled, {"num_replicas": 2}), (fixed, {"max_replicas": 2, "min_replicas": 1})):
+        ModelArgs(uri="", digest="", **deployment._inherited(before, one))
+    for name in ServeConfig(max_replicas=2).engine_options() | scaled:  # what is left out must mean the same in both
+        if name != "timeout_s":
+            assert ModelArgs.model_fields[name].default == getattr(ServeConfig(), name)
+
+
+def test_a_deployment_says_of_the_texts_what_was_asked_and_no_more() -> None:
+    from llmray.flow.stages.serve import ServeConfig
+
+    assert ServeConfig().text_log().model_fields_set == set()
+    assert ServeConfig(redact=False).text_log().model_dump(exclude_unset=True) == {"redact": False}
+
+
 def test_monitor_needs_one_reference(tmp_path: Path) -> None:
     questions = tmp_path / "usual.jsonl"
     questions.write_text("\n".join(json.dumps(text) for text in ("one", "two")) + "\n\n")

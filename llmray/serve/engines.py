@@ -7,12 +7,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from llmray import artifact, storage
 from llmray.code_names import load_named
+from llmray.digest import digest_of
 from llmray.errors import ConfigError, InputError, NotFoundError
 from llmray.serve.engine import Engine
 from llmray.serve.external_args import External
 from llmray.serve.variants import Variant
 
 ENGINES = {name: f"llmray.serve.engines:{name}_engine" for name in ("hf", "external", "echo")}
+
+_OTHER_ANSWERS = {"engine", "external", "adapters", "device", "num_gpus", "kv_gb"}
+"""Fields that change how the same weights answer, or fail to; the others are changed in place."""
 
 
 class ModelArgs(BaseModel):
@@ -62,8 +66,10 @@ class ModelArgs(BaseModel):
 
     @property
     def app(self) -> str:
-        """Name of its Serve application: one for each digest and quantization."""
-        return f"model-{self.digest[:12]}-{self.quantization}"
+        """Name of its Serve application: one for each way of answering, since only what has another name comes beside it."""
+        plain = f"model-{self.digest[:12]}-{self.quantization}"
+        others = self.model_dump(mode="json", include=_OTHER_ANSWERS, exclude_defaults=True)
+        return f"{plain}-{digest_of(others)[:6]}" if others else plain
 
     def variant(self, name: str, weight: float, *, price_s: float | None = None) -> Variant:
         """This model behind the gateway.

@@ -2,12 +2,13 @@
 
 Everything is one description of applications, sent to Serve. A new model always starts beside the old one; then only
 the gateway's weights move; the old application is taken away when nothing runs on it any more. So no request fails. A
-driver that dies in the middle leaves a description that the next call goes on from.
+driver that dies in the middle leaves a description that the next call goes on from. Every move is an event in the registry;
+one that is away is a warning, and stops nothing.
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 GATEWAY_APP, REGISTRY_APP, MONITOR_APP = "gateway", "registry", "monitor"
 _MODEL_PREFIX, _EMBEDDER = "model-", "embedder-"
 _TAKE_OVER_S = 60.0
+LONGEST_ANSWER_S = 600.0
+"""A replica that is taken away gets this long to finish the answers that it began."""
 _GATEWAY, _MODEL, _REGISTRY = "Gateway", "Model", "RegistryBridge"
 
 
@@ -84,7 +87,10 @@ class Service:
     def config(self) -> GatewayConfig | None:
         """How the traffic is split now; None without a gateway."""
         app = self.control.applications().get(GATEWAY_APP)
-        return None if app is None else GatewayConfig.model_validate(app["deployments"][0]["user_config"])
+        if app is None:
+            return None
+        [gateway] = [one for one in app["deployments"] if one["name"] == _GATEWAY]
+        return GatewayConfig.model_validate(gateway["user_config"])
 
     def deploy(
         self,
@@ -98,16 +104,22 @@ class Service:
         text_log: TextLog | None,
         timeout_s: float,
     ) -> Deployed:
-        """Serve a model with all of the traffic; one that was served before is drained and taken away."""
+        """Serve a model with all of the traffic; one that was served before is drained and taken away.
+
+        A shadow goes on, unless it is this model. What `text_log` does not say stays as it was.
+        """
         began = time.monotonic()
         before = self.config()
+        shadow = None if before is None else _unless(source.app, before.shadow)
+        kept = TextLog() if before is None else before.text_log
         config = GatewayConfig(
             model=name,
             variants=[source.variant("stable", 100.0)],
             monitor_app=None if monitor is None else MONITOR_APP,
             default_prompt=default_prompt,
+            shadow=shadow,
             embeddings={model: f"{_EMBEDDER}{model}" for model in embeddings},
-            text_log=text_log or (TextLog() if before is None else before.text_log),
+            text_log=kept.model_copy(update=text_log.model_dump(exclude_unset=True)) if text_log else kept,
         )
         changes: dict[str, Any] = {source.app: self._model_app(source)}
         for model, args in embeddings.items():
@@ -122,7 +134,9 @@ class Service:
         self._start(changes, timeout_s)
         if before is not None:
             self.split(config)
-            self._remove_unused(config, timeout_s=timeout_s)
+        self._note_deployed(before, config)
+        if before is not None:
+            self._remove_unused(config)
             if monitor is None and MONITOR_APP in self.control.applications():
                 self._send({MONITOR_APP: None})
         return Deployed(
@@ -151,17 +165,21 @@ class Service:
         stable = config.variants[0]
         if stable.app == source.app:
             return RolloutResult(status="done", reason="it has all of the traffic already", digest=source.args.digest)
-        if len(config.variants) > 1 and config.variants[-1].app != source.app:  # another canary was left behind
+        left = config.variants[-1]
+        if len(config.variants) > 1 and left.app != source.app:  # another canary was left behind
             config = config.model_copy(update={"variants": [stable.model_copy(update={"weight": 100.0})]})
             self.split(config)
-        if config.shadow is not None and config.shadow.variant.app == source.app:  # from now on it is heard
-            config = config.model_copy(update={"shadow": None})
-        self._remove_unused(config, timeout_s=timeout_s)
+            self.event("rollout.abandoned", left.digest, {"reason": f"{source.args.digest} is rolled out instead"})
+        if config.shadow is not None and _unless(source.app, config.shadow) is None:  # from now on it is heard
+            shadow, config = config.shadow, config.model_copy(update={"shadow": None})
+            self.split(config)
+            self._note_shadow(shadow, None)
+        self._remove_unused(config, keep=[source.app])
         self._start({source.app: self._model_app(source)}, timeout_s)
         new = source.variant("canary", policy.steps[0])
         canary = Canary(self, config, new, policy, step_timeout_s=step_timeout_s, poll_s=poll_s)
         result, final = canary.run(drive)
-        self._remove_unused(final, timeout_s=timeout_s)
+        self._remove_unused(final)
         return result
 
     def shadow(self, source: ModelSource | None, *, share: float, timeout_s: float) -> None:
@@ -179,9 +197,10 @@ class Service:
                 raise InputError(f"{source.app} answers requests already: it cannot be a shadow too")
             shadow = Shadow(variant=source.variant("shadow", 0.0), share=share)
             self._start({source.app: self._model_app(source)}, timeout_s)
-        config = config.model_copy(update={"shadow": shadow})
+        before, config = config.shadow, config.model_copy(update={"shadow": shadow})
         self.split(config)
-        self._remove_unused(config, timeout_s=timeout_s)
+        self._note_shadow(before, shadow)
+        self._remove_unused(config)
 
     def model_options(self) -> dict[str, Any]:
         """How the model that has the traffic is served: arguments of its application but for the model itself.
@@ -211,7 +230,10 @@ class Service:
     def split(self, config: GatewayConfig) -> None:
         """Have the gateway use a configuration; its replicas stay."""
         app = dict(self.control.applications()[GATEWAY_APP])
-        app["deployments"] = [{"name": _GATEWAY, "user_config": config.model_dump()}]
+        app["deployments"] = [
+            {**one, "user_config": config.model_dump()} if one["name"] == _GATEWAY else one
+            for one in app["deployments"]
+        ]
         self._send({GATEWAY_APP: app})
         wait_for(
             lambda: all(one["config"] == config.model_dump() for one in self._traffic()),
@@ -225,16 +247,23 @@ class Service:
             self._gateways[one["replica"]] = one["apps"]
         return together(apps[app] for apps in self._gateways.values() if app in apps)
 
-    def alarms(self, digest: str, since: datetime) -> int:
-        """Alarms of the monitors about a model."""
-        if REGISTRY_APP not in self.control.applications():
-            return 0
-        return int(self.ask(REGISTRY_APP, _REGISTRY, "count_alarms", digest, since))
+    def alarms(self, digest: str, since: datetime) -> int | None:
+        """Alarms of the monitors about a model; None where the registry does not say."""
+        try:
+            if REGISTRY_APP not in self.control.applications():
+                return 0
+            return int(self.ask(REGISTRY_APP, _REGISTRY, "count_alarms", digest, since))
+        except Exception as error:  # whatever the way to the registry can raise
+            logger.warning("the alarms about %s cannot be read now: %s", digest[:12], error)
+            return None
 
     def event(self, kind: str, subject: str, payload: Mapping[str, Any]) -> None:
-        """Keep what was done, in the registry if there is one."""
-        if REGISTRY_APP in self.control.applications():
-            self.ask(REGISTRY_APP, _REGISTRY, "add_event", kind, subject, dict(payload))
+        """Keep what was done, in the registry if there is one and it can be reached."""
+        try:
+            if REGISTRY_APP in self.control.applications():
+                self.ask(REGISTRY_APP, _REGISTRY, "add_event", kind, subject, dict(payload))
+        except Exception as error:  # whatever the way to the registry can raise
+            logger.warning("the event %s of %s was not kept: %s", kind, subject[:12], error)
 
     def ask(self, app: str, deployment: str, method: str, *arguments: Any) -> Any:
         """Call one method of a deployment."""
@@ -253,9 +282,22 @@ class Service:
             self.control.wait_gone([name for name in changes if name not in there], timeout_s=_TAKE_OVER_S)
             raise
 
-    def _remove_unused(self, config: GatewayConfig, *, timeout_s: float) -> None:
-        """Take away the models that get no traffic, once nothing runs on them."""
-        used = {variant.app for variant in config.variants} | set(config.embeddings.values())
+    def _note_deployed(self, before: GatewayConfig | None, now: GatewayConfig) -> None:
+        if before is not None and before.variants == now.variants:
+            return
+        new, replaced = now.variants[0], [] if before is None else [one.digest for one in before.variants]
+        self.event("rollout.deployed", new.digest, {"app": new.app, "replaced": replaced})
+        self._note_shadow(None if before is None else before.shadow, now.shadow)
+
+    def _note_shadow(self, before: Shadow | None, now: Shadow | None) -> None:
+        if before is not None and (now is None or now.variant.app != before.variant.app):
+            self.event("shadow.ended", before.variant.digest, {"app": before.variant.app})
+        if now is not None and now != before:
+            self.event("shadow.started", now.variant.digest, {"app": now.variant.app, "share": now.share})
+
+    def _remove_unused(self, config: GatewayConfig, *, keep: Collection[str] = ()) -> None:
+        """Take away the models that get no traffic, once nothing runs on them; one that is not done is the next call's."""
+        used = {variant.app for variant in config.variants} | set(config.embeddings.values()) | set(keep)
         if config.shadow is not None:
             used.add(config.shadow.variant.app)
         ours = [name for name in self.control.applications() if name.startswith((_MODEL_PREFIX, _EMBEDDER))]
@@ -268,9 +310,12 @@ class Service:
                 apps[name].running for one in self._traffic() for name in unused if name in (apps := one["apps"])
             )
 
-        wait_for(idle, timeout_s=timeout_s, what=f"{', '.join(unused)} to finish their answers")
-        self._send(dict.fromkeys(unused))
-        self.control.wait_gone(unused, timeout_s=timeout_s)
+        try:
+            wait_for(idle, timeout_s=LONGEST_ANSWER_S, what=f"{', '.join(unused)} to finish their answers")
+            self._send(dict.fromkeys(unused))
+            self.control.wait_gone(unused, timeout_s=LONGEST_ANSWER_S)
+        except UnavailableError as error:  # the traffic has moved all the same
+            logger.warning("what serves no more is left for the next deploy or rollout to take away: %s", error)
 
     def _traffic(self) -> list[dict[str, Any]]:
         """What every replica of the gateway says; one that has just died says nothing."""
@@ -319,3 +364,8 @@ class Service:
             "runtime_env": runtime_env,
             "args": dict(args),
         }
+
+
+def _unless(app: str, shadow: Shadow | None) -> Shadow | None:
+    """A shadow, unless it is an application that answers from now on."""
+    return None if shadow is None or shadow.variant.app == app else shadow

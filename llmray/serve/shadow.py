@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from llmray.digest import fraction_of
-from llmray.serve.engine import EngineRequest
+from llmray.serve.engine import EngineRequest, OverloadedError
 from llmray.serve.ports import Backend, OutputRecord
 from llmray.serve.variants import Shadow
 
@@ -37,7 +37,7 @@ class Shadower:
     ) -> None:
         """Ask the shadow that is configured at the moment, and hand its answers to `keep`."""
         self.dropped = 0
-        """Copies for which there was no room."""
+        """Copies for which there was no room, here or with the shadow, or no time before the end."""
         self._shadow = shadow
         self._backend = backend
         self._keep = keep
@@ -53,19 +53,24 @@ class Shadower:
         self._tasks = [loop.create_task(self._run(), name=f"shadow {number}") for number in range(_AT_A_TIME)]
 
     async def close(self) -> None:
-        """Leave what is under way: nobody waits for it."""
+        """Leave what is under way and what waits: nobody misses it."""
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
             with suppress(asyncio.CancelledError):
                 await task
         self._tasks = []
+        while not self._copies.empty():
+            self._copies.get_nowait()
+            self.dropped += 1
 
     def offer(self, request: EngineRequest, answered: OutputRecord) -> None:
         """Copy a request that was answered, if it is one of the share that is copied."""
         shadow = self._shadow()
         if shadow is None or answered.finish_reason in ("error", "cancelled", "deadline"):
             return
+        if request.adapter is not None and request.adapter not in shadow.variant.adapters:
+            return  # it could not say what it was asked for
         if fraction_of(f"shadow:{request.id}") * 100 >= shadow.share:
             return
         try:
@@ -83,6 +88,11 @@ class Shadower:
             try:
                 if (shadow := self._shadow()) is not None:
                     self._keep(await self._answer(shadow, request, answered))
+            except OverloadedError:
+                self.dropped += 1  # which says nothing about its answers
+            except asyncio.CancelledError:
+                self.dropped += 1
+                raise
             except Exception as error:
                 self.dropped += 1
                 logger.warning("the record of a shadow's answer was lost: %s", error)
@@ -90,7 +100,11 @@ class Shadower:
                 self._copies.task_done()
 
     async def _answer(self, shadow: Shadow, request: EngineRequest, answered: OutputRecord) -> OutputRecord:
-        """What the shadow says; an answer that fails is a record too."""
+        """What the shadow says; an answer that fails is a record too.
+
+        Raises:
+            OverloadedError: it is too busy for a copy.
+        """
         variant, output_id, began = shadow.variant, self._new_id(), self._clock()
         pieces: list[str] = []
         tokens, ttft_s, outcome = 0, None, "error"
@@ -105,6 +119,8 @@ class Shadower:
                     pieces.append(event.text)
                     tokens += event.num_tokens
                     outcome = event.finish_reason or outcome
+        except OverloadedError:
+            raise
         except Exception as error:
             outcome = "error"
             logger.info("the shadow %s failed a copy of %s: %s", variant.app, answered.id, error)

@@ -1,7 +1,7 @@
 """How much text the output log keeps: all, a share of the outputs, masked, or none.
 
 Which outputs keep their texts depends on their ids alone, so every gateway and every retry decides alike, and the `n`
-answers to one request are drawn one by one. Everything but the texts is always kept. Rejected: a random draw (a batch
+answers to one request are drawn one by one; a shadow's answer goes with the one that people got. Everything but the texts is always kept. Rejected: a random draw (a batch
 that is sent again would be drawn again), and masking on the request path (it reads every character; the log's queue is
 emptied in a thread).
 """
@@ -39,7 +39,7 @@ def check(policy: TextLog) -> None:
 
 def kept(record: OutputRecord, policy: TextLog) -> OutputRecord:
     """What the log keeps of an output."""
-    if fraction_of(f"text:{record.id}") * 100.0 >= policy.share:
+    if fraction_of(f"text:{record.shadow_of or record.id}") * 100.0 >= policy.share:
         return _without_texts(record)
     if not policy.redact:
         return record

@@ -13,6 +13,7 @@ from llmray import deployment
 from llmray.errors import InputError
 from llmray.serve.control import DeploymentFailedError
 from llmray.serve.rollout import RolloutPolicy
+from llmray.serve.service import Service
 
 pytestmark = [pytest.mark.ray, pytest.mark.serve, pytest.mark.slow]
 
@@ -141,12 +142,17 @@ def test_rollout_goes_on_where_a_dead_driver_left_it(served: Served, tiny_model:
     class DriverDiedError(Exception):
         pass
 
-    def die(weight: float) -> None:
+    def dead(*_: object) -> None:
         raise DriverDiedError
 
     policy = RolloutPolicy(steps=(20, 100), min_requests=0)
     for digest in ("d" * 64, "f" * 64):  # the second finds the canary of the first
-        with pytest.raises(DriverDiedError):
+        with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(DriverDiedError):
+
+            def die(weight: float, monkeypatch: pytest.MonkeyPatch = monkeypatch) -> None:
+                monkeypatch.setattr(Service, "split", dead)  # what is dead moves nothing any more
+                raise DriverDiedError
+
             deployment.rollout(str(tiny_model), digest, engine="echo", policy=policy, drive=die)
     left = deployment.status()
     assert [(variant["digest"], variant["weight"]) for variant in left["config"]["variants"]] == [

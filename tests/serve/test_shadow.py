@@ -8,7 +8,7 @@ from memory_ports import Bench, BreakingEngine, SlowEngine
 
 from llmray.serve.core import Gateway
 from llmray.serve.echo_engine import EchoEngine
-from llmray.serve.engine import EngineRequest, TokenEvent
+from llmray.serve.engine import EngineRequest, OverloadedError, TokenEvent
 from llmray.serve.ports import OutputRecord
 from llmray.serve.protocol import ChatRequest
 from llmray.serve.variants import Shadow, Variant
@@ -20,6 +20,12 @@ class LoudEngine(EchoEngine):
     async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
         yield TokenEvent("ONE", 1, 3)
         yield TokenEvent(" TWO", 1, 3, "length")
+
+
+class BusyEngine(EchoEngine):
+    async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
+        raise OverloadedError("too busy", retry_after_s=1.0)
+        yield
 
 
 def shadowed(engine: EchoEngine, *, share: float = 100.0) -> Bench:
@@ -89,8 +95,39 @@ def test_shadow_that_fails_or_hangs_is_nobodys_trouble(engine: EchoEngine) -> No
     if isinstance(engine, BreakingEngine):
         assert {one.finish_reason for one in kept if one.shadow_of is not None} == {"error"}
     else:
-        assert bench.gateway.shadower.dropped == 400 - 256 - 4
+        assert bench.gateway.shadower.dropped == 400  # for want of room, and at the end
         assert engine.active == 0
+
+
+def test_a_copy_that_the_shadow_has_no_room_for_is_dropped_and_no_error_of_its() -> None:
+    bench = shadowed(BusyEngine())
+
+    async def scenario() -> None:
+        await ask(bench.gateway)
+        await bench.gateway.shadower.join()
+
+    assert [one.shadow_of for one in run(bench, scenario)] == [None]
+    assert bench.gateway.shadower.dropped == 1
+
+
+def test_only_a_shadow_with_the_adapter_gets_its_requests() -> None:
+    bench = shadowed(LoudEngine())
+    bench.engines["stable"] = LoudEngine()
+    bench.configure(adapters=("tone",))
+    assert bench.gateway.config is not None
+    shadow = bench.gateway.config.shadow
+    assert shadow is not None
+
+    async def scenario() -> None:
+        for adapters in ((), ("tone",)):
+            variant = shadow.variant.model_copy(update={"adapters": adapters})
+            bench.configure(shadow=shadow.model_copy(update={"variant": variant}))
+            reply = await bench.gateway.open(ChatRequest.model_validate(CHAT | {"model": "tone"}))
+            await reply.complete()
+            await bench.gateway.shadower.join()
+
+    assert [one.variant for one in run(bench, scenario)] == ["stable", "stable", "shadow"]
+    assert bench.gateway.shadower.dropped == 0
 
 
 def test_answers_that_people_did_not_get_are_not_copied() -> None:

@@ -57,7 +57,7 @@ def test_masking_leaves_no_address_and_everything_else() -> None:
     assert kept(masked, TextLog(redact=True)) == masked
 
 
-@given(identity=st.text(), share=st.floats(0, 100), more=st.floats(0, 100))
+@given(identity=st.text(min_size=1), share=st.floats(0, 100), more=st.floats(0, 100))
 def test_an_output_that_keeps_its_texts_keeps_them_at_any_larger_share(
     identity: str, share: float, more: float
 ) -> None:
@@ -65,6 +65,8 @@ def test_an_output_that_keeps_its_texts_keeps_them_at_any_larger_share(
     low, high = sorted((share, more))
     if kept(record, TextLog(share=low)).text_kept:
         assert kept(record, TextLog(share=high)) is record
+    beside = replace(record, id="shadow", shadow_of=identity)
+    assert kept(beside, TextLog(share=low)).text_kept == kept(record, TextLog(share=low)).text_kept
     none = kept(record, TextLog(share=0))
     assert (none.messages, none.variables, none.completion, none.text_kept) == ([], {}, "", False)
     assert replace(none, messages=RECORD.messages, variables=RECORD.variables, completion=RECORD.completion) == replace(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC
-from typing import Any
+from typing import Any, Literal
 
 from llmray import artifact as artifacts
 from llmray.artifact import Artifact
@@ -28,6 +28,10 @@ from llmray.serve.variants import TextLog
 log = logging.getLogger(__name__)
 
 _PLACE = {"identity": False}
+_OF_ENGINE = (
+    *("quantization", "engine", "external", "adapters", "kv_gb", "routing"),
+    *("num_replicas", "min_replicas", "max_replicas", "num_cpus", "num_gpus", "timeout_s"),
+)
 _BESIDE = 0.4
 """Cores reserved for gateway, registry and monitor."""
 
@@ -46,16 +50,20 @@ class ServeConfig:
     """Folders of LoRA adapters, by the names that clients ask for as model."""
     embeddings: dict[str, str] = field(default_factory=dict)
     """Folders of embedding models (or minilm), by the names that clients ask for as model."""
-    text_share: float = field(default=100.0, metadata=_PLACE)
-    """Percent of the outputs whose texts are kept in the output log."""
-    redact: bool = field(default=False, metadata=_PLACE)
-    """Whether personal data and keys are masked in the texts that are kept."""
+    kv_gb: float | None = field(default=None, metadata=_PLACE)
+    """Memory for keys and values, in GB; by default 1.07 on a CPU and 70% of what is free on a GPU."""
+    text_share: float | None = field(default=None, metadata=_PLACE)
+    """Percent of the outputs whose texts are kept in the output log; by default as before, and at first all."""
+    redact: bool | None = field(default=None, metadata=_PLACE)
+    """Whether personal data and keys are masked in the texts that are kept; by default as before, and at first not."""
     num_replicas: int = field(default=1, metadata=_PLACE)
     """Replicas of each model, where max_replicas is not given."""
     min_replicas: int = field(default=1, metadata=_PLACE)
     """Fewest replicas where max_replicas is given: 0 lets an idle model go."""
     max_replicas: int | None = field(default=None, metadata=_PLACE)
     """Most replicas; their number follows waiting tokens and the time to the first token."""
+    routing: Literal["power_of_two", "prefix", "session"] = field(default="power_of_two", metadata=_PLACE)
+    """Which replica gets a request: the less busy of two; the one that has seen its prompt's beginning, or its user."""
     num_cpus: float = field(default=0.5, metadata=_PLACE)
     """Cores reserved for each model."""
     num_gpus: float = field(default=0.0, metadata=_PLACE)
@@ -72,7 +80,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if self.engine == "hf":
             quantizations.parse(self.quantization)
-        if not 0 <= self.text_share <= 100:
+        if self.text_share is not None and not 0 <= self.text_share <= 100:
             raise ConfigError(f"serve.text_share ({self.text_share}) must lie between 0 and 100")
         if not 0 < self.port < 65536:
             raise ConfigError(f"serve.port ({self.port}) must lie between 1 and 65535: try 8000")
@@ -80,10 +88,14 @@ class ServeConfig:
             raise ConfigError(f"serve.average_run_length ({self.average_run_length}) must be above 1: try 10000")
 
     def engine_options(self) -> dict[str, Any]:
-        """What `llmray.deployment` takes for each model."""
-        names = ("quantization", "engine", "external", "adapters", "num_cpus", "num_gpus", "timeout_s")
-        scaled = ("num_replicas",) if self.max_replicas is None else ("min_replicas", "max_replicas")
-        return {name: getattr(self, name) for name in (*names, *scaled)}
+        """What `llmray.deployment` takes for each model: what differs from the defaults, so that a canary inherits the rest."""
+        usual = ServeConfig()
+        return {name: getattr(self, name) for name in _OF_ENGINE if getattr(self, name) != getattr(usual, name)}
+
+    def text_log(self) -> TextLog:
+        """How much text is kept; what is not given stays as it is."""
+        given = {"share": self.text_share, "redact": self.redact}
+        return TextLog.model_validate({name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,7 +234,7 @@ def put_into_service(
         default_prompt=prompt,
         monitor=monitor,
         embeddings={name: deployment.EmbedderArgs(uri=uri) for name, uri in serving.embeddings.items()},
-        text_log=TextLog(share=serving.text_share, redact=serving.redact),
+        text_log=serving.text_log(),
         host=serving.host,
         port=serving.port,
         **serving.engine_options(),
