@@ -32,9 +32,20 @@ MOST_FALSE, MOST_S, MOST_EXPOSED = 0.01, 30.0, 0.05
 PER_S, POLL_S = 20.0, 0.5
 STEPS = (2.5, 25.0, 100.0)
 """The first step is what a bad release is exposed at, give or take chance: half of what is allowed."""
-USUAL = {"errors": 0.01, "slower": 1.0, "longer": 1.0, "empty": 0.0, "compressed": 0.55, "entropy": 4.2}
+USUAL = {
+    "refused": 0.02,
+    "left": 0.02,
+    "errors": 0.01,
+    "slower": 1.0,
+    "longer": 1.0,
+    "empty": 0.0,
+    "compressed": 0.55,
+    "entropy": 4.2,
+}
 GOOD: Mapping[str, Mapping[str, float]] = {"the same": {}, "slower, longer": {"slower": 1.3, "longer": 1.3}}
 BAD: Mapping[str, Mapping[str, float]] = {
+    "all are refused": {"refused": 1.0},
+    "nobody waits so long": {"left": 1.0},
     "all fail": {"errors": 1.0},
     "a third fail": {"errors": 0.33},
     "noise": {"compressed": 0.8, "entropy": 5.6},
@@ -150,6 +161,10 @@ def simulate(kind: Mapping[str, float], policy: RolloutPolicy, *, seed: int) -> 
 
 
 def _answer(draw: np.random.Generator, kind: Mapping[str, float]) -> dict[str, Any]:
+    if draw.random() < kind["refused"]:
+        return {"outcome": "refused", "latency_s": 0.01}
+    if draw.random() < kind["left"]:
+        return {"outcome": "cancelled", "latency_s": 5.0}
     if draw.random() < kind["errors"]:
         return {"outcome": "error", "latency_s": 0.05}
     if draw.random() < kind["empty"]:

@@ -42,7 +42,7 @@ class Config:
     rollout: RolloutPolicy = field(default_factory=RolloutPolicy)
     """The steps of a canary, and when it goes back."""
     serve: ServeConfig = field(default_factory=ServeConfig)
-    """How the model is served."""
+    """How the model is served; a canary and a shadow are served as what serves now, but for what is given."""
 
 
 def job(config: Config) -> None:

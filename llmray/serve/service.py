@@ -162,14 +162,13 @@ class Service:
         config = self.config()
         if config is None:
             raise InputError("nothing is served yet: deploy a model first")
-        stable = config.variants[0]
-        if stable.app == source.app:
-            return RolloutResult(status="done", reason="it has all of the traffic already", digest=source.args.digest)
-        left = config.variants[-1]
-        if len(config.variants) > 1 and left.app != source.app:  # another canary was left behind
+        stable, left = config.variants[0], config.variants[-1]
+        if left.app not in (stable.app, source.app):  # another canary was left behind
             config = config.model_copy(update={"variants": [stable.model_copy(update={"weight": 100.0})]})
             self.split(config)
             self.event("rollout.abandoned", left.digest, {"reason": f"{source.args.digest} is rolled out instead"})
+        if stable.app == source.app:
+            return RolloutResult(status="done", reason="it has all of the traffic already", digest=source.args.digest)
         if config.shadow is not None and _unless(source.app, config.shadow) is None:  # from now on it is heard
             shadow, config = config.shadow, config.model_copy(update={"shadow": None})
             self.split(config)

@@ -196,8 +196,10 @@ def test_a_canary_that_was_left_behind_goes_back_before_another(service: MemoryS
     with pytest.MonkeyPatch.context() as monkey, pytest.raises(UnavailableError):
         service.rollout(left, AT_ONCE, drive=die, timeout_s=1.0, step_timeout_s=0.0, poll_s=0.0)
     assert [variant.weight for variant in service.served().variants] == [50, 50]
-    assert service.roll("c") == "done"
+    assert service.roll("a") == "done"  # what serves already has the rest of the traffic too
+    assert [variant.weight for variant in service.served().variants] == [100]
     assert ("rollout.abandoned", left.args.digest) in service.events
+    assert service.roll("c") == "done"
     assert service.models() == {"c"}
 
 
