@@ -43,6 +43,8 @@ class Options:
     """Rows at most."""
     quiet: bool = False
     """Say nothing."""
+    loud: bool | None = None
+    """Say all; by default as before."""
     train: Inner = field(default_factory=lambda: Inner(steps=7, secret="ours"))
     """How it is learned."""
 
@@ -77,6 +79,8 @@ def test_lists_and_switches_as_people_write_them() -> None:
     assert options("--quiet", "--limit", "3").quiet
     assert not options("--quiet", "false").quiet
     assert not options("--quiet=false").quiet
+    assert options("--loud", "--quiet").loud
+    assert (options().loud, options("--loud", "false").loud) == (None, False)
     assert options("--tasks", "[ab]*.jsonl").tasks == ("[ab]*.jsonl",)
     assert options("--tasks", "[a, b]").tasks == ("a", "b")
 
