@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 
 from llmray.errors import InputError, LLMRayError, UnavailableError
+from llmray.serve.access import caller
 from llmray.serve.accounts import Accounts
-from llmray.serve.answer import Answer
+from llmray.serve.answer import Answer, in_time
 from llmray.serve.embedder import Embedded, Embedder
 from llmray.serve.engine import DeadlineExceededError, EngineLoad, EngineRequest, OverloadedError, RequestRefusedError
 from llmray.serve.metrics import EngineLoads
@@ -105,31 +106,52 @@ class Gateway:
 
         Raises:
             ApiError: the request cannot be answered; status and field say why.
+            DeadlineExceededError: the time that it allows is over.
         """
+        return await self._answer(body, whole=False)
+
+    async def answer(self, body: ChatRequest | CompletionRequest) -> Reply:
+        """The whole answer; where its replica died it is begun anew, since nobody has seen any of it.
+
+        Raises:
+            ApiError: the request cannot be answered; status and field say why.
+            DeadlineExceededError: the time that it allows is over.
+        """
+        return await self._answer(body, whole=True)
+
+    async def _answer(self, body: ChatRequest | CompletionRequest, *, whole: bool) -> Reply:
         started = self.accounts.now()
+        deadline = None if body.timeout_s is None else asyncio.get_running_loop().time() + body.timeout_s
         notes().model = body.model
         config = self._configured()
         adapter = self._adapter(config, body.model)
         if body.store and self._ports.outputs is None:
             raise ApiError(400, "this gateway keeps no outputs", param="store", code="unsupported_value")
-        plans = await make_plans(
-            body,
-            new_id=self._new_id,
-            default_prompt=config.default_prompt,
-            adapter=adapter,
-            resolve=self.resolve_prompt,
-        )
-        notes().prompt = plans[0].prompt_version
         lost: LLMRayError | None = None
         for _ in range(_ATTEMPTS):
             config = self._configured()
             self._adapter(config, body.model)
+            async with in_time(deadline):
+                plans = (
+                    await make_plans(  # with ids of their own: what a lost attempt leaves in the log is another output
+                        body,
+                        new_id=self._new_id,
+                        default_prompt=config.default_prompt,
+                        adapter=adapter,
+                        resolve=self.resolve_prompt,
+                    )
+                )
+            notes().prompt = plans[0].prompt_version
+            notes().outputs.clear()
             variant = choose(_having(config, adapter), plans[0].key)
-            reply = Reply([Answer(self.accounts, plan, variant, started) for plan in plans], started)
+            reply = Reply([Answer(self.accounts, plan, variant, started, deadline) for plan in plans], started)
             try:
                 await reply.begin(self._backend(variant.app))
+                if whole:
+                    await reply.complete()
             except UnavailableError as error:
                 lost = error
+                _charge_nothing()
                 continue
             except (RequestRefusedError, OverloadedError, DeadlineExceededError) as error:
                 raise _told(error, plans[0]) from error
@@ -291,6 +313,12 @@ def _no_model(model: str, there: list[str]) -> ApiError:
         param="model",
         code="model_not_found",
     )
+
+
+def _charge_nothing() -> None:
+    """What an attempt came to that is made again is not the caller's to pay."""
+    if (who := caller.get()) is not None:
+        who.tokens = 0
 
 
 def _told(error: LLMRayError, plan: Plan) -> ApiError:

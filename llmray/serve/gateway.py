@@ -17,7 +17,6 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from llmray.errors import UnavailableError
 from llmray.serve import openapi
 from llmray.serve.access import AccessControl
 from llmray.serve.core import Gateway
@@ -42,8 +41,6 @@ from llmray.serve.sse import EventStream
 from llmray.serve.traces import Traces, traces_to_collector
 
 logger = logging.getLogger(__name__)
-
-_ATTEMPTS = 3
 
 
 def create_app(
@@ -142,26 +139,12 @@ async def _respond(gateway: Gateway, request: Request, body: ChatRequest | Compl
         reply = await while_client_waits(request, gateway.open(body), undo=Reply.abandon)
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         return EventStream(reply, shape_of(body, reply), {OUTPUT_ID_HEADER: reply.id}, with_usage=with_usage)
-    reply = await while_client_waits(request, _whole(gateway, body))
+    reply = await while_client_waits(request, gateway.answer(body))
     return Response(
         orjson.dumps(shape_of(body, reply).whole()),
         media_type="application/json",
         headers={OUTPUT_ID_HEADER: reply.id},
     )
-
-
-async def _whole(gateway: Gateway, body: ChatRequest | CompletionRequest) -> Reply:
-    """The whole answer; where its replica died it is begun anew, since nobody has seen any of it."""
-    lost: UnavailableError | None = None
-    for _ in range(_ATTEMPTS):
-        reply = await gateway.open(body)
-        try:
-            await reply.complete()
-        except UnavailableError as error:
-            lost = error
-        else:
-            return reply
-    raise ApiError(503, f"the model broke off: {lost}", code="model_unavailable", retry_after_s=1.0)
 
 
 def _embeddings(body: EmbeddingRequest, embedded: Embedded) -> dict[str, Any]:

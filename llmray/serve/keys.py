@@ -65,7 +65,8 @@ class Keys:
             return known.key
         good = known is not None and known.key is not None and now - known.at < GRACE_S
         try:
-            await asyncio.wait_for(asyncio.shield(asked), _PATIENCE_S if good else None)
+            async with asyncio.timeout(_PATIENCE_S if good else None):  # wait_for may lose a cancellation
+                await asyncio.shield(asked)
         except (UnavailableError, TimeoutError):
             if good and known is not None:
                 return known.key
@@ -85,7 +86,8 @@ class Keys:
         asked = self._ask(_ANY, self._look_for_any())
         if known is None or now - known[1] >= HOLDS_S:
             try:
-                await asyncio.wait_for(asyncio.shield(asked), None if known is None else _PATIENCE_S)
+                async with asyncio.timeout(None if known is None else _PATIENCE_S):
+                    await asyncio.shield(asked)
             except (UnavailableError, TimeoutError):
                 if known is None:
                     raise

@@ -86,7 +86,8 @@ class PromptCache:
         asking = self._ask(reference)
         patience_s = self._patience_s - (self._clock() - asking.since)
         try:
-            return await asyncio.wait_for(asyncio.shield(asking.task), patience_s)
+            async with asyncio.timeout(patience_s):  # wait_for may lose a cancellation
+                return await asyncio.shield(asking.task)
         except (TimeoutError, UnavailableError):
             self.stale += 1
             return kept.choice

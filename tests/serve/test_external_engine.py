@@ -19,7 +19,7 @@ from openai.types.chat import ChatCompletionChunk
 from pydantic import ValidationError
 
 from llmray.errors import ConfigError, UnavailableError
-from llmray.serve.engine import DeadlineExceededError, EngineRequest, RequestRefusedError, Sampling, TokenEvent
+from llmray.serve.engine import EngineRequest, RequestRefusedError, Sampling, TokenEvent
 from llmray.serve.engines import External, ModelArgs, open_engine
 from llmray.serve.external_engine import ExternalEngine
 from llmray.serve.openai_wire import Reading, body_of
@@ -119,8 +119,6 @@ async def test_leaving_ends_it_on_the_server(slow: ExternalEngine) -> None:
 
     await until(lambda: active() == 0)
     assert slow.load().running == 0
-    with pytest.raises(DeadlineExceededError):
-        await answer(slow.submit(ask(timeout_s=0.1)))
 
 
 @pytest.mark.asyncio
