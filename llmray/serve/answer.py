@@ -184,11 +184,11 @@ class Answer:
         )
         self._caller.tokens += self.prompt_tokens + self.completion_tokens
         if self._first is not None:
-            # the monitor watches what is asked, and n answers ask once
-            text = last_user_text(self.plan.messages) if self.plan.sample == 0 else None
             record = self._record(outcome, latency_s, share_s)
             notes().outputs.append(record)
-            self._accounts.ended(record, self.plan.request, text)
+            self._accounts.keep(record)
+            if self.plan.sample == 0:  # n answers were asked for once
+                self._accounts.show(record, self.plan.request, last_user_text(self.plan.messages) or None)
         if self._events is not None:
             await self._events.aclose()
 

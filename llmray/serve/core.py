@@ -8,14 +8,16 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from typing import TypeVar
 
-from llmray.errors import InputError, LLMRayError, UnavailableError
+from llmray.errors import InputError, LLMRayError, NotFoundError, UnavailableError
 from llmray.serve.access import caller
 from llmray.serve.accounts import Accounts
 from llmray.serve.answer import Answer, in_time
 from llmray.serve.embedder import Embedded, Embedder
 from llmray.serve.engine import DeadlineExceededError, EngineLoad, EngineRequest, OverloadedError, RequestRefusedError
 from llmray.serve.metrics import EngineLoads
+from llmray.serve.outbox import INTERVAL_S
 from llmray.serve.planning import Plan, make_plans
 from llmray.serve.ports import Backend, FeedbackRecord, OutputRecord, Ports, PromptTemplate, Watcher
 from llmray.serve.prompts import PromptCache
@@ -34,7 +36,13 @@ from llmray.serve.tally import Tally
 from llmray.serve.text_log import check
 from llmray.serve.variants import GatewayConfig, Shadow, TextLog, Variant, choose
 
+Result = TypeVar("Result")
+
 _ATTEMPTS = 3
+_LOG_PATIENCE_S = 2.0
+"""How long who asks after an output waits for the registry."""
+_ELSEWHERE_S = 1.5 * INTERVAL_S
+"""After which another replica has sent what it answered before."""
 
 
 class Gateway:
@@ -183,6 +191,9 @@ class Gateway:
                 param="dimensions",
                 code="unsupported_value",
             )
+        if (who := caller.get()) is not None:
+            who.tokens += embedded.tokens
+        self.accounts.metrics.embed(body.model, embedded.tokens)
         return embedded
 
     def models(self) -> list[str]:
@@ -208,11 +219,15 @@ class Gateway:
         """Attach feedback to an output.
 
         Raises:
-            ApiError: 404 for an output that nobody knows.
+            ApiError: 404 for an output that nobody knows, or that another project got.
         """
-        if self._ports.feedback is None:
+        sink = self._ports.feedback
+        if sink is None:
             raise ApiError(501, "this gateway keeps no feedback: bind it to a registry", code="no_feedback")
-        await self.accounts.flush()
+        if caller.get() is not None:
+            await self.output(body.output_id)
+            if body.other_output_id is not None:
+                await self.output(body.other_output_id)
         feedback = FeedbackRecord(
             id=self._new_id(),
             output_id=body.output_id,
@@ -223,14 +238,40 @@ class Gateway:
             rule=body.rule,
             at=datetime.fromtimestamp(self.accounts.now(), UTC),
         )
-        try:
-            await self._ports.feedback.put_feedback(feedback)
-        except InputError as error:
-            raise ApiError(404, str(error), param="output_id", code="output_not_found") from error
-        except UnavailableError as error:
-            raise ApiError(503, str(error), code="registry_unavailable", retry_after_s=1.0) from error
+        await self._of_output(lambda: sink.put_feedback(feedback))
         self.accounts.metrics.feedback.labels(body.kind).inc()
         return feedback
+
+    async def output(self, output_id: str) -> OutputRecord:
+        """Where an answer came from.
+
+        Raises:
+            ApiError: 404 for an output that nobody knows, or that another project got.
+        """
+        log = self._ports.outputs
+        if log is None:
+            raise ApiError(501, "this gateway keeps no outputs: bind it to a registry", code="no_outputs")
+        found = await self._of_output(lambda: log.output(output_id))
+        who = caller.get()
+        if who is not None and found.project is not None and found.project != who.project:
+            raise _no_output(f"there is no output {output_id}")
+        return found
+
+    async def _of_output(self, ask: Callable[[], Awaitable[Result]]) -> Result:
+        """What the registry says of an output that was answered just now, perhaps by another replica of the gateway."""
+        try:
+            async with asyncio.timeout(_LOG_PATIENCE_S):
+                await self.accounts.flush()
+                try:
+                    return await ask()
+                except NotFoundError:
+                    await asyncio.sleep(_ELSEWHERE_S)
+                    return await ask()
+        except InputError as error:
+            raise _no_output(str(error)) from error
+        except (UnavailableError, TimeoutError) as error:
+            told = str(error) or f"the registry does not answer within {_LOG_PATIENCE_S:g} s"
+            raise ApiError(503, told, code="registry_unavailable", retry_after_s=1.0) from error
 
     async def resolve_prompt(self, reference: str, key: str) -> PromptTemplate:
         """The prompt that a reference names; of a split label, the version that `key` falls on.
@@ -313,6 +354,10 @@ def _no_model(model: str, there: list[str]) -> ApiError:
         param="model",
         code="model_not_found",
     )
+
+
+def _no_output(why: str) -> ApiError:
+    return ApiError(404, why, param="output_id", code="output_not_found")
 
 
 def _charge_nothing() -> None:

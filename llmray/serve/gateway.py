@@ -7,6 +7,7 @@ same models. Rejected: FastAPI's own validation (422 with another shape) and a m
 import asyncio
 import base64
 import logging
+import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,7 +36,7 @@ from llmray.serve.protocol import (
     as_api_error,
 )
 from llmray.serve.reply import Reply
-from llmray.serve.request_log import RequestLog, notes
+from llmray.serve.request_log import CLIENT_LEFT, RequestLog, notes
 from llmray.serve.shapes import shape_of
 from llmray.serve.sse import EventStream
 from llmray.serve.traces import Traces, traces_to_collector
@@ -174,14 +175,14 @@ def _model(gateway: Gateway, name: str) -> dict[str, Any]:
 async def _api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     notes().code = error.code
-    headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, round(error.retry_after_s)))}
+    headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
     if error.status in (408, 413):  # the rest of the body is not read
         headers["connection"] = "close"
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 
 async def _client_left(_: Request, __: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it; proxies log this number
+    return Response(status_code=CLIENT_LEFT)
 
 
 async def _late(request: Request, error: Exception) -> Response:

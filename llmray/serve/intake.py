@@ -22,6 +22,9 @@ from llmray.serve.request_log import notes
 Body = TypeVar("Body", bound=BaseModel)
 Result = TypeVar("Result")
 
+_LONG_BYTES = 256 << 10
+"""Bodies from which reading them would hold up every other stream: some milliseconds."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
@@ -81,6 +84,8 @@ async def read_body(request: Request, model: type[Body], limits: Limits) -> Body
         raise ApiError(
             408, f"the body did not arrive within {limits.body_timeout_s:g} s", code="request_timeout"
         ) from error
+    if len(raw) > _LONG_BYTES:
+        return await asyncio.to_thread(parse, model, raw)
     return parse(model, raw)
 
 

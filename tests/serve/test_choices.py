@@ -307,7 +307,7 @@ def test_an_engines_refusals_have_status_codes(error: Exception, status: int, co
 
     response = post(Bench(stable=Refusing()), "/v1/chat/completions", say("x", stream=stream))
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
-    assert response.headers.get("retry-after") == ("2" if status == 429 else None)
+    assert response.headers.get("retry-after") == ("3" if status == 429 else None)
 
 
 class Steps(ScriptedEngine):

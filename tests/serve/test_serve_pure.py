@@ -126,6 +126,55 @@ def test_outbox_counts_what_it_drops_and_passes_by_what_is_refused() -> None:
     asyncio.run(scenario())
 
 
+def test_outbox_sends_less_at_a_time_where_a_batch_is_too_much() -> None:
+    async def scenario() -> None:
+        sent: list[list[str]] = []
+        most = [10**6]
+
+        async def send(batch: Sequence[str]) -> None:
+            if sum(map(len, batch)) > most[0]:
+                raise UnavailableError("not within 5 s")
+            sent.append(list(batch))
+
+        box: Outbox[str] = Outbox("test", send, size=len, batch_bytes=10)
+        for item in ("1234", "123456", "12345678901", "1", "2"):
+            box.put(item)
+        await box.flush()
+        assert sent == [["1234", "123456"], ["12345678901"], ["1", "2"]]
+        sent.clear()
+        most[0] = 2
+        for number in range(8):
+            box.put(str(number))
+        for _ in range(8):
+            await box.flush()
+        assert [one for batch in sent for one in batch] == list("01234567")
+
+    asyncio.run(scenario())
+
+
+def test_those_who_flush_together_wait_for_one_sending() -> None:
+    async def scenario() -> None:
+        begun, let = 0, asyncio.Event()
+
+        async def send(batch: Sequence[int]) -> None:
+            nonlocal begun
+            begun += 1
+            await let.wait()
+            raise UnavailableError("away")
+
+        box: Outbox[int] = Outbox("test", send)
+        box.put(1)
+        waiting = [asyncio.ensure_future(box.flush()) for _ in range(50)]
+        await asyncio.sleep(0)
+        waiting += [asyncio.ensure_future(box.flush()) for _ in range(50)]
+        await asyncio.sleep(0)
+        let.set()
+        await asyncio.gather(*waiting)
+        assert begun <= 2
+
+    asyncio.run(scenario())
+
+
 def test_outbox_is_bounded_by_bytes_and_waits_for_the_registry_at_the_stop() -> None:
     async def scenario() -> None:
         kept: list[str] = []
