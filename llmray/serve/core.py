@@ -74,9 +74,8 @@ class Gateway:
             ports.outputs, monitor=self._monitor, shadow=self._offer, text_log=self._text_log, clock=clock
         )
         self.shadower = Shadower(self._shadow, backend, self.accounts.keep, clock=clock, new_id=new_id)
-        self.keys = ports.keys
-        """Who may ask; None for anybody who reaches this gateway."""
-        self._ports = ports
+        self.ports = ports
+        """What it is bound to."""
         self._backend = backend
         self._watcher = watcher
         self._embedder = embedder
@@ -84,11 +83,6 @@ class Gateway:
         self._engine_loads = engine_loads
         self._new_id = new_id
         self._prompts = None if ports.prompts is None else PromptCache(ports.prompts, clock=time.monotonic)
-
-    @property
-    def ports(self) -> Ports:
-        """What it is bound to."""
-        return self._ports
 
     def configure(self, config: GatewayConfig) -> None:
         """Take over a configuration; requests under way keep theirs.
@@ -133,7 +127,7 @@ class Gateway:
         notes().model = body.model
         config = self._configured()
         adapter = self._adapter(config, body.model)
-        if body.store and self._ports.outputs is None:
+        if body.store and self.ports.outputs is None:
             raise ApiError(400, "this gateway keeps no outputs", param="store", code="unsupported_value")
         lost: LLMRayError | None = None
         for _ in range(_ATTEMPTS):
@@ -221,7 +215,7 @@ class Gateway:
         Raises:
             ApiError: 404 for an output that nobody knows, or that another project got.
         """
-        sink = self._ports.feedback
+        sink = self.ports.feedback
         if sink is None:
             raise ApiError(501, "this gateway keeps no feedback: bind it to a registry", code="no_feedback")
         if caller.get() is not None:
@@ -248,7 +242,7 @@ class Gateway:
         Raises:
             ApiError: 404 for an output that nobody knows, or that another project got.
         """
-        log = self._ports.outputs
+        log = self.ports.outputs
         if log is None:
             raise ApiError(501, "this gateway keeps no outputs: bind it to a registry", code="no_outputs")
         found = await self._of_output(lambda: log.output(output_id))

@@ -37,7 +37,7 @@ from llmray.serve.protocol import (
 )
 from llmray.serve.reply import Reply
 from llmray.serve.request_log import CLIENT_LEFT, RequestLog, notes
-from llmray.serve.shapes import shape_of
+from llmray.serve.shapes import response_shape
 from llmray.serve.sse import EventStream
 from llmray.serve.traces import Traces, traces_to_collector
 
@@ -65,8 +65,8 @@ def create_app(
             await asyncio.to_thread(traces.close)
 
     app = FastAPI(title="llmray", summary="OpenAI-compatible answers whose origin is known", lifespan=lifespan)
-    if gateway.keys is not None:
-        app.add_middleware(AccessControl, ring=gateway.keys, peers_known=peers_known)
+    if gateway.ports.keys is not None:
+        app.add_middleware(AccessControl, ring=gateway.ports.keys, peers_known=peers_known)
     app.add_middleware(HeaderLimit, limits=limits)
     app.add_middleware(RequestLog, metrics=gateway.accounts.metrics, traces=traces)
     _add_answers(app, gateway, limits)
@@ -139,10 +139,10 @@ async def _respond(gateway: Gateway, request: Request, body: ChatRequest | Compl
         # the first token is awaited before the status: what is refused has its status code
         reply = await while_client_waits(request, gateway.open(body), undo=Reply.abandon)
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(reply, shape_of(body, reply), {OUTPUT_ID_HEADER: reply.id}, with_usage=with_usage)
+        return EventStream(reply, response_shape(body, reply), {OUTPUT_ID_HEADER: reply.id}, with_usage=with_usage)
     reply = await while_client_waits(request, gateway.answer(body))
     return Response(
-        orjson.dumps(shape_of(body, reply).whole()),
+        orjson.dumps(response_shape(body, reply).whole()),
         media_type="application/json",
         headers={OUTPUT_ID_HEADER: reply.id},
     )

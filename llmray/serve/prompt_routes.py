@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from llmray.errors import GateRefusedError, InputError, NotFoundError, UnavailableError
 from llmray.reference import check_name
 from llmray.serve import openapi
 from llmray.serve.access import caller
+from llmray.serve.chat_fields import Strict
 from llmray.serve.core import Gateway
 from llmray.serve.engine import RequestRefusedError
 from llmray.serve.intake import Limits, read_body
@@ -35,22 +36,18 @@ _LABEL = openapi.record(
 )
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class NewPrompt(_Strict):
+class NewPrompt(Strict):
     name: str
     messages: Annotated[list[dict[Literal["role", "content"], str]], Field(min_length=1, max_length=256)]
     """`{variable}` marks where a value goes, `{{` and `}}` are braces."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     """Sampling defaults: temperature, top_p, top_k, max_tokens, stop, seed, penalties."""
     message: Annotated[str, StringConstraints(max_length=10_000)] = ""
     """Why this version is made."""
     author: _Line = "user"
 
 
-class _Said(_Strict):
+class _Said(Strict):
     actor: _Line = "user"
     reason: Annotated[str, StringConstraints(max_length=10_000)] = ""
     """Kept with the event."""
