@@ -40,7 +40,7 @@ class Outbox(Generic[Item]):
     ) -> None:
         """Send items in batches of at most `batch` and `batch_bytes`, at most `interval_s` after they came.
 
-        A batch that fails is halved, since it may be too much for the time that there is, or have one item in it that
+        A batch that fails and is kept is halved, since it may be too much for the time that there is, or have one item in it that
         is refused; one that is sent lets the next be a little larger.
 
         Args:
@@ -145,11 +145,11 @@ class Outbox(Generic[Item]):
                 await self._send(batch)
         except Exception as error:
             logger.warning("%s: %d items not sent: %s", self._name, len(batch), error)
-            self._most = max(1, len(batch) // 2)
-            if isinstance(error, UserError) and len(batch) > 1:
-                return True  # one of them is refused: find it, and let the others pass
-            if self._keep_trying and not isinstance(error, UserError):
-                return False
+            refused = isinstance(error, UserError)
+            kept = len(batch) > 1 if refused else self._keep_trying
+            if kept:
+                self._most = max(1, len(batch) // 2)
+                return refused  # then one of them is wrong: find it at once, and let the others pass
             self.dropped += len(batch)
         else:
             self._most = min(self._batch, self._most + 1 + self._most // 8)

@@ -98,9 +98,10 @@ def test_outbox_batches_keeps_order_and_empties_on_close() -> None:
 def test_outbox_counts_what_it_drops_and_passes_by_what_is_refused() -> None:
     async def scenario() -> None:
         kept: list[int] = []
-        up = [False]
+        up, sends = [False], [0]
 
         async def send(batch: Sequence[int]) -> None:
+            sends[0] += 1
             if not up[0]:
                 raise UnavailableError("away")
             if 3 in batch:
@@ -122,6 +123,11 @@ def test_outbox_counts_what_it_drops_and_passes_by_what_is_refused() -> None:
         tap.put(1)
         await tap.flush()
         assert (len(tap), tap.dropped) == (0, 1)
+        for number in range(100):
+            tap.put(number)
+        tried = sends[0]
+        await tap.flush()
+        assert (len(tap), tap.dropped, sends[0] - tried) == (0, 101, 1)  # one that hangs is not waited for item by item
 
     asyncio.run(scenario())
 
