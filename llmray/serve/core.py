@@ -133,15 +133,14 @@ class Gateway:
         for _ in range(_ATTEMPTS):
             config = self._configured()
             self._adapter(config, body.model)
+            # each attempt has ids of its own: what a lost one leaves in the log must not stand for the answer
             async with in_time(deadline):
-                plans = (
-                    await make_plans(  # with ids of their own: what a lost attempt leaves in the log is another output
-                        body,
-                        new_id=self._new_id,
-                        default_prompt=config.default_prompt,
-                        adapter=adapter,
-                        resolve=self.resolve_prompt,
-                    )
+                plans = await make_plans(
+                    body,
+                    new_id=self._new_id,
+                    default_prompt=config.default_prompt,
+                    adapter=adapter,
+                    resolve=self.resolve_prompt,
                 )
             notes().prompt = plans[0].prompt_version
             notes().outputs.clear()

@@ -74,9 +74,12 @@ class Reply:
 
     async def complete(self) -> None:
         """Wait until every answer is there."""
-        async with aclosing(self.events()) as events:
-            async for _ in events:
-                pass
+        try:
+            async with aclosing(self.events()) as events:
+                async for _ in events:
+                    pass
+        finally:
+            await self.abandon()
 
     async def abandon(self) -> None:
         """Nobody wants it any more; nothing where it has ended."""
