@@ -2,7 +2,7 @@
 
 A step is one forward pass over the next tokens of all requests that run (`scheduler` says which, `paged_attention`
 keeps them apart); then each request's token is drawn as that request asks (`sampling`) and made into an event
-(`sequence`). Prompts are tokenized and schemas compiled in other threads, and the events of a step reach the event loop in
+(`sequence`). Long prompts are tokenized and schemas compiled in other threads, and the events of a step reach the event loop in
 one call. A request that is dropped gives its blocks back before the next step.
 
 Chosen against transformers 5.23's own continuous batching after measuring both (201M-parameter Llama, nf4, one thread of a
@@ -44,7 +44,7 @@ from llmray.serve.engine import (
 from llmray.serve.grammar import Grammar, Grammars
 from llmray.serve.kv_blocks import BlockPool
 from llmray.serve.paged_attention import PagedCache
-from llmray.serve.prompt_ids import check_length, prompt_ids, reads_tools
+from llmray.serve.prompt_ids import characters_of, check_length, prompt_ids, reads_tools
 from llmray.serve.quantize import LoadedModel, load
 from llmray.serve.sampling import Drawn, draw
 from llmray.serve.scheduler import Scheduler
@@ -55,6 +55,9 @@ logger = logging.getLogger(__name__)
 BLOCK_TOKENS = 16
 MAX_RUNNING = 64
 """Requests in one step: more would make each of them slow."""
+AT_ONCE_CHARACTERS = 2000
+"""Prompts up to this long are tokenized where they arrive, in less time than another thread waits for the interpreter's lock
+beside the decode thread, and so that they do not queue behind long ones."""
 
 
 class HfEngine:
@@ -146,7 +149,10 @@ class HfEngine:
             grammar: Grammar | None = None
             if request.json_schema is not None:
                 grammar = await self._grammars.compile(request.json_schema)
-            prepared = await loop.run_in_executor(self._tokenizing, self._prepare, request, grammar)
+            if request.tools or characters_of(request) > AT_ONCE_CHARACTERS:
+                prepared = await loop.run_in_executor(self._tokenizing, self._prepare, request, grammar)
+            else:
+                prepared = self._prepare(request, grammar)
             ticket.sequence = Sequence(ticket, request, prepared, self._texts, self.ends)
             self._arrived.put(ticket.sequence)
             if self.closed:  # perhaps while the prompt was tokenized, and nobody takes it in

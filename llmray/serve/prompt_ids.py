@@ -37,16 +37,20 @@ def check_length(request: EngineRequest, most_characters: int) -> None:
     Raises:
         RequestRefusedError: the prompt has more characters than tokens of a context can stand for.
     """
-    if request.messages is not None:
-        characters = sum(len(one["content"]) for one in request.messages if isinstance(one["content"], str))
-    else:
-        characters = len(request.prompt or ())
+    characters = characters_of(request)
     if characters > most_characters:
         raise RequestRefusedError(
             f"the prompt has {characters} characters, and the model's context holds {most_characters} at most: shorten it",
             "prompt" if request.messages is None else "messages",
             "context_length_exceeded",
         )
+
+
+def characters_of(request: EngineRequest) -> int:
+    """Characters, or token ids, of a prompt, without its tools."""
+    if request.messages is None:
+        return len(request.prompt or ())
+    return sum(len(one["content"]) for one in request.messages if isinstance(one["content"], str))
 
 
 def reads_tools(tokenizer: Any) -> bool:

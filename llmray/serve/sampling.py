@@ -44,6 +44,8 @@ class Sampler:
         self._penalized = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
         self.shapes_logits = bool(self._penalized or sampling.logit_bias or mask)
         """Whether logits are changed before anything else."""
+        self.masks = mask is not None
+        """Whether tokens may be forbidden."""
 
     def shape(self, logits_V: torch.Tensor) -> torch.Tensor:
         """Logits with bias, penalties and grammar; a new tensor."""
@@ -89,10 +91,10 @@ def _one_token(sampler: Sampler, logits_V: torch.Tensor) -> int:
         logits_V = sampler.shape(logits_V)
     if not sampler.greedy:
         return pick_token(logits_V, sampler.sampling, sampler.uniform())
-    best = logits_V.max(-1)
-    if not float(best.values) > -torch.inf:
+    token = int(logits_V.argmax())
+    if sampler.masks and not float(logits_V[token]) > -torch.inf:
         raise ArithmeticError("no token is left to choose from: all are forbidden, or their logits are not numbers")
-    return int(best.indices)
+    return token
 
 
 def report(logits_NV: torch.Tensor, tokens: Sequence[int], num_top: int) -> list[Drawn]:

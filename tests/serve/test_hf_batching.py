@@ -259,6 +259,16 @@ def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenized(
         assert (refusal.value.param, refusal.value.code) == (param, "context_length_exceeded")
 
 
+def test_a_short_prompt_does_not_queue_behind_long_ones(engine: HfEngine) -> None:
+    began, go = threading.Event(), threading.Event()
+    engine._tokenizing.submit(lambda: (began.set(), go.wait()))
+    began.wait()
+    try:
+        assert ask(engine, chat(max_tokens=3))[0][2] == 3
+    finally:
+        go.set()
+
+
 def test_a_chat_that_comes_to_nothing_is_refused(tiny_model: Path) -> None:
     tokenizer = load(tiny_model, "none", device="cpu").tokenizer
     tokenizer.chat_template, tokenizer.bos_token = "{{ '' }}", None
