@@ -31,6 +31,8 @@ from llmray.serve.hf_engine import HfEngine
 LEAST = 2.0
 PROMPT_TOKENS = 64
 BATCHES = (1, 8)
+CACHE_BYTES = 1 << 26
+"""Enough for all streams at once: with the least that an engine takes, one context, half of them would wait."""
 KINDS = {"bfloat16": "none", "int8": "int8", "nf4": "nf4"}
 
 
@@ -45,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     bandwidth = bytes_per_s()
     with tempfile.TemporaryDirectory(prefix="decode-") as scratch:
         folder = random_llama(Path(scratch), TINY if args.tiny else Shape())
-        engines = {name: HfEngine.open(folder, kind, device="cpu", kv_bytes=1) for name, kind in KINDS.items()}
+        engines = {
+            name: HfEngine.open(folder, kind, device="cpu", kv_bytes=CACHE_BYTES) for name, kind in KINDS.items()
+        }
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
         embedding = model.get_input_embeddings().weight.nbytes
         bodies: dict[str, Callable[[int], None]] = {"generate, bfloat16": lambda n: generate(model, n, args.tokens)}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import uvicorn
 
-from llmray.serve.gateway import Gateway, create_app
+from llmray.serve.core import Gateway
+from llmray.serve.gateway import create_app
 from llmray.serve.hf_engine import HfEngine
 from llmray.serve.ports import Ports
 from llmray.serve.variants import GatewayConfig, Variant

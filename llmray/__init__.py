@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         prompt,
         protect_label,
         put_prompt,
+        record_verdict,
         rollback_label,
     )
     from llmray.flow.run import open_run as open_run
@@ -89,6 +90,7 @@ _HOMES = {
     "prompt": "llmray.flow.prompts",
     "protect_label": "llmray.flow.prompts",
     "put_prompt": "llmray.flow.prompts",
+    "record_verdict": "llmray.flow.prompts",
     "roll_out": "llmray.flow.serving",
     "rollback_label": "llmray.flow.prompts",
     "shadow": "llmray.flow.serving",

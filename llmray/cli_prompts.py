@@ -8,7 +8,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -47,6 +47,9 @@ def add_commands(add: Callable[..., argparse.ArgumentParser], within: Any) -> No
         changes.add_argument("--reason", default="by hand", help="kept with the event")
         if command is protect:
             changes.add_argument("--off", action="store_true", help="let it move without evidence again")
+    judged = add("verdict", verdict, within)
+    judged.add_argument("reference", help="name:version or a digest")
+    judged.add_argument("file", type=Path, help="JSON file with the verdict: its decision is promote or hold")
     add("history", history, within).add_argument("label", help="name@label")
 
 
@@ -107,35 +110,34 @@ def diff(registry: Registry, arguments: argparse.Namespace) -> Answer:
 
 def label(registry: Registry, arguments: argparse.Namespace) -> Answer:
     """Let a label name a version from now on, or several with weights."""
-    name, alias = _name_and_label(arguments.label)
     versions = dict(_share(version) for version in arguments.versions)
     if len(versions) < len(arguments.versions):
         raise InputError(f"two of {' '.join(arguments.versions)} are the same version: name each once")
     evidence = None if arguments.evidence is None else _read(arguments.evidence)
-    event = registry.label_prompt(name, alias, versions, actor=_actor(), reason=arguments.reason, evidence=evidence)
-    return _moved(registry, event)
+    return _moved(registry, _change(registry, arguments, "move", versions=versions, evidence=evidence))
 
 
 def rollback(registry: Registry, arguments: argparse.Namespace) -> Answer:
     """Let a label name again what it named before."""
-    name, alias = _name_and_label(arguments.label)
-    return _moved(registry, registry.rollback(name, alias, kind="prompt", actor=_actor(), reason=arguments.reason))
+    return _moved(registry, _change(registry, arguments, "rollback"))
 
 
 def delete_label(registry: Registry, arguments: argparse.Namespace) -> Answer:
     """Let a label name nothing; its history stays."""
-    name, alias = _name_and_label(arguments.label)
-    return _moved(registry, registry.delete_alias(name, alias, kind="prompt", actor=_actor(), reason=arguments.reason))
+    return _moved(registry, _change(registry, arguments, "delete"))
 
 
 def protect(registry: Registry, arguments: argparse.Namespace) -> Answer:
     """Have a label move only with a gate's evidence."""
-    name, alias = _name_and_label(arguments.label)
-    event = registry.protect_alias(
-        name, alias, not arguments.off, kind="prompt", actor=_actor(), reason=arguments.reason
-    )
+    event = _change(registry, arguments, "unprotect" if arguments.off else "protect")
     how = "moves without evidence again" if arguments.off else "moves only with a gate's evidence"
-    return Answer(value=event, text=f"{name}@{alias} {how}")
+    return Answer(value=event, text=f"{event.name}@{event.alias} {how}")
+
+
+def verdict(registry: Registry, arguments: argparse.Namespace) -> Answer:
+    """Keep a gate's verdict on a version: with its id, clients move a protected label to it."""
+    made = registry.record_verdict(arguments.reference, _read(arguments.file))
+    return Answer(value={"id": made}, text=made)
 
 
 def history(registry: Registry, arguments: argparse.Namespace) -> Answer:
@@ -147,6 +149,20 @@ def history(registry: Registry, arguments: argparse.Namespace) -> Answer:
     numbers = _numbers(registry, name)
     rows = [[_time(one.at), one.type, _names(one, numbers), one.actor, one.reason] for one in events]
     return Answer(value=events, text=_table("at event names actor reason", rows))
+
+
+def _change(
+    registry: Registry,
+    arguments: argparse.Namespace,
+    kind: Literal["move", "rollback", "delete", "protect", "unprotect"],
+    **move: Any,
+) -> AliasEvent:
+    from llmray.prompt_store import write_change
+    from llmray.serve.ports import LabelChange
+
+    name, alias = _name_and_label(arguments.label)
+    said = {"actor": _actor(), "reason": arguments.reason}
+    return write_change(registry, LabelChange(type=kind, name=name, label=alias, **said, **move))
 
 
 def _moved(registry: Registry, event: AliasEvent) -> Answer:

@@ -13,6 +13,7 @@ from llmray.serve.ports import LabelChange, PromptChoice, PromptDraft, PromptLab
 from llmray.serve.prompts import check_draft
 
 if TYPE_CHECKING:
+    from llmray.registry.records import AliasEvent
     from llmray.registry.registry import Registry
 
 
@@ -71,17 +72,22 @@ def labels(registry: "Registry", name: str | None = None) -> list[PromptLabel]:
 
 def change_label(registry: "Registry", change: LabelChange) -> PromptLabel | None:
     """Write an event and return the label as it is now; None for one that names nothing."""
+    write_change(registry, change)
+    return next((one for one in labels(registry, change.name) if one.label == change.label), None)
+
+
+def write_change(registry: "Registry", change: LabelChange) -> "AliasEvent":
+    """Write an event."""
     name, label, said = change.name, change.label, {"actor": change.actor, "reason": change.reason}
     match change.type:
         case "move":
-            registry.label_prompt(name, label, change.versions, evidence=change.evidence, **said)
+            return registry.label_prompt(name, label, change.versions, evidence=change.evidence, **said)
         case "rollback":
-            registry.rollback(name, label, kind="prompt", **said)
+            return registry.rollback(name, label, kind="prompt", **said)
         case "delete":
-            registry.delete_alias(name, label, kind="prompt", **said)
+            return registry.delete_alias(name, label, kind="prompt", **said)
         case "protect" | "unprotect":
-            registry.protect_alias(name, label, change.type == "protect", kind="prompt", **said)
-    return next((one for one in labels(registry, name) if one.label == label), None)
+            return registry.protect_alias(name, label, change.type == "protect", kind="prompt", **said)
 
 
 def _as(kind: Any, record: Any) -> Any:

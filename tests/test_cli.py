@@ -163,6 +163,7 @@ def test_prompts_from_a_file_to_a_split_and_back(
     assert call("prompts", "delete-label", "ask@production")[0] == 3
     (tmp_path / "verdict.json").write_text('{"decision": "promote"}')
     says("prompts", "label", "ask@production", "3", "--evidence", str(tmp_path / "verdict.json"))
+    assert len(says("prompts", "verdict", "ask:3", str(tmp_path / "verdict.json")).strip()) > 8
     says("prompts", "protect", "ask@production", "--off")
     assert says("prompts", "delete-label", "ask@production") == "ask@production names nothing now; it was ask:3\n"
     events = [event["type"] for event in json.loads(says("prompts", "history", "ask@production", "--json"))]

@@ -117,14 +117,14 @@ class Client:
         label: str,
         version: int | str | Mapping[str, float],
         *,
-        evidence: Mapping[str, Any] | None = None,
+        evidence: str | None = None,
         actor: str = "user",
         reason: str = "",
     ) -> Mapping[str, float]:
         """Let `name@label` name a version, or several with weights; returns what it names now.
 
         Args:
-            evidence: for a protected label: a gate's verdict, whose `decision` is `promote`.
+            evidence: for a protected label: id of a gate's verdict, as `lr.record_verdict` gave it.
 
         Raises:
             NotFoundError: no such prompt or version.
@@ -141,9 +141,9 @@ class Client:
         """Let `name@label` name nothing; its history stays."""
         self._label("DELETE", label, f"?{urllib.parse.urlencode({'actor': actor, 'reason': reason})}", None)
 
-    def protect_label(self, label: str, on: bool = True, *, actor: str = "user", reason: str = "") -> None:
-        """Have `name@label` move only with a gate's evidence from now on, or (`on` false) with any move again."""
-        self._label("POST", label, "/protection", {"protected": on, "actor": actor, "reason": reason})
+    def protect_label(self, label: str, *, actor: str = "user", reason: str = "") -> None:
+        """Have `name@label` move only with a gate's evidence from now on; only the registry's side takes that back."""
+        self._label("POST", label, "/protection", {"actor": actor, "reason": reason})
 
     def output(self, output_id: str) -> Mapping[str, Any]:
         """All that made an answer: prompt version, variables, model digest, sampling, documents, cost and the rest.

@@ -58,13 +58,13 @@ def label_prompt(
     version: int | str | Mapping[int | str, float],
     *,
     reason: str = "",
-    evidence: Mapping[str, Any] | None = None,
+    evidence: Mapping[str, Any] | str | None = None,
 ) -> PromptLabel:
     """Let `name@label` name a version from now on, or several with weights.
 
     Args:
         version: its number or a reference to it; or such, each with its share of the traffic.
-        evidence: for a protected label: a gate's verdict, whose `decision` is `promote`.
+        evidence: for a protected label: a gate's verdict, whose `decision` is `promote`, or the id of a recorded one.
 
     Raises:
         GateRefusedError: the label is protected, and the evidence does not say to promote.
@@ -102,12 +102,26 @@ def protect_label(label: str, on: bool = True, *, reason: str = "") -> None:
     _change("protect" if on else "unprotect", label, reason)
 
 
+def record_verdict(reference: str, verdict: Mapping[str, Any]) -> str:
+    """Keep a gate's verdict on a version; the id is the evidence with which clients move a protected label to it.
+
+    Args:
+        verdict: its `decision` is `promote` or `hold`; the rest is kept with it.
+
+    Raises:
+        InputError: it has no such decision.
+        NotFoundError: there is no such version.
+    """
+    with Registry.open() as registry:
+        return registry.record_verdict(reference, verdict)
+
+
 def _change(
     kind: Literal["move", "rollback", "delete", "protect", "unprotect"],
     label: str,
     reason: str,
     versions: Mapping[str, float] | None = None,
-    evidence: Mapping[str, Any] | None = None,
+    evidence: Mapping[str, Any] | str | None = None,
 ) -> PromptLabel | None:
     from llmray.prompt_store import change_label
 

@@ -14,13 +14,15 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select
 
 from llmray.digest import digest_of
-from llmray.errors import InputError, NotFoundError
+from llmray.errors import GateRefusedError, InputError, NotFoundError
 from llmray.reference import Reference, check_name, parse_reference
 from llmray.registry import schema
 from llmray.registry.aliases import Aliases, current, lock_name, write_move
 from llmray.registry.records import AliasEvent, PromptRecord
 
 _KIND = "prompt"
+_VERDICT = "gate.prompt"
+"""Kind of the events that keep a verdict."""
 
 
 class Prompts(Aliases):
@@ -114,15 +116,16 @@ class Prompts(Aliases):
         *,
         actor: str,
         reason: str,
-        evidence: Mapping[str, Any] | None = None,
+        evidence: Mapping[str, Any] | str | None = None,
     ) -> AliasEvent:
         """Let a label name a version from now on, or several with weights.
 
         Args:
             versions: numbers of versions or references to them, and their shares of the traffic.
+            evidence: for a protected label: a gate's verdict, or the id of a recorded one on the version that is new there.
 
         Raises:
-            GateRefusedError: the label is protected and the evidence does not say to promote.
+            GateRefusedError: the label is protected and the evidence does not say to promote, or there is no such evidence.
             NotFoundError: there is no such prompt or version.
             InputError: a version is named twice, or a share is not above zero.
         """
@@ -136,7 +139,24 @@ class Prompts(Aliases):
                 if digest in weights:
                     raise InputError(f"two of {', '.join(versions)} are the same version: name each once")
                 weights[digest] = weight
+            if isinstance(evidence, str):
+                evidence = _recorded(connection, evidence, weights, name=name, label=label)
         return self.move_alias(name, label, weights, kind=_KIND, actor=actor, reason=reason, evidence=evidence)
+
+    def record_verdict(self, reference: str, verdict: Mapping[str, Any]) -> str:
+        """Keep a gate's verdict on a version, and return the id by which it is evidence.
+
+        Raises:
+            InputError: it does not say `promote` or `hold` as its decision.
+            NotFoundError: there is no such version.
+        """
+        if verdict.get("decision") not in {"promote", "hold"}:
+            raise InputError(f"a verdict's decision is promote or hold, not {verdict.get('decision')!r}")
+        values = {"id": self._db.new_id(), "kind": _VERDICT, "payload": verdict, "at": self._db.now()}
+        with self._db.write() as connection:
+            digest = _find(connection, parse_reference(reference)).digest
+            connection.execute(insert(schema.events).values(subject=digest, **values))
+        return str(values["id"])
 
     def prompts(self, name: str | None = None) -> list[PromptRecord]:
         """Every version of every prompt, or of one, sorted by name, newest version first."""
@@ -188,6 +208,20 @@ def _find(connection: Connection, reference: Reference, of: str | None = None) -
     if row is None:
         raise NotFoundError(_what_exists(connection, reference, reference.name or of))
     return _record(row)
+
+
+def _recorded(
+    connection: Connection, event_id: str, weights: Mapping[str, float], *, name: str, label: str
+) -> Mapping[str, Any]:
+    """The verdict of an event, which must be about every version that the label does not name yet."""
+    there = connection.execute(select(schema.aliases).filter_by(kind=_KIND, name=name, alias=label)).first()
+    known = set() if there is None else set(there.weights or [there.digest])
+    event = connection.execute(select(schema.events).filter_by(id=event_id, kind=_VERDICT)).first()
+    if event is None or event.subject not in weights or not weights.keys() - known <= {event.subject}:
+        what = "does not exist" if event is None else f"is about {event.subject[:12]} alone"
+        raise GateRefusedError(f"{name}@{label} stays where it is: the verdict {event_id} {what}")
+    verdict: Mapping[str, Any] = event.payload
+    return verdict
 
 
 def _record(row: Row[Any]) -> PromptRecord:

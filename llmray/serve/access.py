@@ -12,12 +12,12 @@ when it is known, see `quota`).
 import ipaddress
 import math
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmray.errors import UnavailableError
 from llmray.serve.keys import Keys
@@ -25,12 +25,6 @@ from llmray.serve.ports import Key, KeyRing
 from llmray.serve.protocol import ApiError
 from llmray.serve.quota import Exceeded, Quota
 from llmray.serve.request_log import notes
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset({"/healthz", "/readyz"})
 SCOPES = (("/v1/feedback", "feedback"), ("/v1/prompts", "prompts"), ("/metrics", "metrics"), ("/", "infer"))
@@ -54,7 +48,7 @@ caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 class AccessControl:
     def __init__(
-        self, app: App, ring: KeyRing, *, peers_known: bool = True, clock: Callable[[], float] = time.monotonic
+        self, app: ASGIApp, ring: KeyRing, *, peers_known: bool = True, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Stand before an application.
 
@@ -131,8 +125,10 @@ class AccessControl:
         if limits == (None, None):
             return None
         quota = self._quotas.get(key.project)
-        if quota is None or quota.limits != limits:
+        if quota is None:
             quota = self._quotas[key.project] = Quota(*limits, now=self._clock())
+        elif quota.limits != limits:  # changed of late, and not every key knows it yet
+            quota.limit(*limits, now=self._clock())
         return quota
 
     def _reserve(self, quota: Quota, key: Key, scope: Scope) -> float:

@@ -18,7 +18,7 @@ from llmray.serve.outbox import Outbox
 from llmray.serve.packing import pack
 from llmray.serve.ports import Observation, OutputRecord, OutputSink, Watcher
 from llmray.serve.tally import Tally
-from llmray.serve.text_log import kept, text_bytes
+from llmray.serve.text_log import kept, output_size, size_of
 from llmray.serve.variants import TextLog
 
 
@@ -57,7 +57,13 @@ class Accounts:
         self._text_log = text_log
         self._log: Outbox[bytes | _Unmasked] = Outbox("output log", self._record, size=_size)
         self._tap: Outbox[Observation] = Outbox(
-            "monitor tap", self._observe, batch=64, timeout_s=5.0, keep_trying=False
+            "monitor tap",
+            self._observe,
+            size=size_of,
+            capacity_bytes=64 << 20,
+            batch=64,
+            timeout_s=5.0,
+            keep_trying=False,
         )
         self._traffic: dict[str, Tally] = {}
         self._shared: dict[str, SharedTime] = {}
@@ -110,14 +116,13 @@ class Accounts:
             policy = self._text_log()
             self._log.put(_Unmasked(record, policy) if policy.redact else pack(kept(record, policy)))
 
-    def ended(self, record: OutputRecord, request: EngineRequest, text: str | None) -> None:
-        """Take the account of an answer.
+    def show(self, record: OutputRecord, request: EngineRequest, text: str | None) -> None:
+        """Show an answer to the shadow and the monitor.
 
         Args:
-            text: what the person said, for the monitor and the shadow; None to show them nothing.
+            text: what the person said, for the monitor; None for token ids, in which it can read nothing.
         """
-        self.keep(record)
-        if text is not None and self._shadow is not None:
+        if self._shadow is not None:
             self._shadow(request, record)
         if text is not None and self._monitor() is not None and record.finish_reason in ("stop", "length"):
             self._tap.put(
@@ -147,4 +152,4 @@ def _packed(one: bytes | _Unmasked) -> bytes:
 
 
 def _size(one: bytes | _Unmasked) -> int:
-    return len(one) if isinstance(one, bytes) else text_bytes(one.record)
+    return len(one) if isinstance(one, bytes) else output_size(one.record)

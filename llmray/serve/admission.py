@@ -23,6 +23,8 @@ _MARGIN = 0.8
 """Share of the objective that an estimated delay may fill. Under overload the queue stands at its bound all the time, and an
 estimate that is right in the mean would be wrong for every other request."""
 _CHARACTERS_PER_TOKEN = 4.0
+_MOST_FRAME_TOKENS = 1000
+"""More tokens than characters that a prompt is thought to have: a template and tools may have taught so of short texts."""
 _LEAST_RETRY_S = 1.0
 
 
@@ -86,8 +88,6 @@ class Admission:
             clock: monotonic seconds.
         """
         self.requests = self.waiting = self.waiting_tokens = 0
-        self.refused = 0
-        """Requests that were not taken."""
         self._objective = objective
         self.now = clock
         self._speed = _Speed()
@@ -108,7 +108,6 @@ class Admission:
         seen = self._load(load, now)
         decision = decide(seen, tokens, self._objective, timeout_s=request.timeout_s)
         if isinstance(decision, Refuse):
-            self.refused += 1
             if decision.late:
                 raise DeadlineExceededError(f"{decision.reason}, and the request allows {request.timeout_s:g} s")
             raise OverloadedError(f"{decision.reason}: try again later", decision.retry_after_s)
@@ -116,9 +115,10 @@ class Admission:
 
     def learn(self, characters: int, tokens: int, *, ahead: int, waited_s: float) -> None:
         """A request's first token came: so many tokens were read in that time, with those ahead of it."""
-        keep = 0.98
-        self._characters = keep * self._characters + characters
-        self._tokens = keep * self._tokens + tokens
+        if characters:  # token ids tell nothing of texts
+            keep = 0.98
+            self._characters = keep * self._characters + characters
+            self._tokens = keep * self._tokens + tokens
         if ahead:
             self._speed.observe(ahead + tokens, waited_s, self.now())
 
@@ -138,7 +138,7 @@ class Admission:
         texts = [request.prompt or ""] if request.messages is None else [one["content"] for one in request.messages]
         characters = sum(len(text) for text in texts if isinstance(text, str))
         ratio = self._characters / self._tokens if self._tokens and self._characters else _CHARACTERS_PER_TOKEN
-        return characters, max(1, round(characters / ratio))
+        return characters, max(1, min(round(characters / ratio), characters + _MOST_FRAME_TOKENS))
 
 
 class Place:

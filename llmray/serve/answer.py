@@ -7,7 +7,8 @@ with the client gone; closing counts it, records it and shows it to the monitor,
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import asdict
+from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,10 +30,37 @@ from llmray.serve.tally import shape_of
 from llmray.serve.variants import Variant
 
 
+@asynccontextmanager
+async def in_time(deadline: float | None) -> AsyncGenerator[None, None]:
+    """Give up what is done when its time is over.
+
+    Args:
+        deadline: by the event loop's clock; None for no limit.
+
+    Raises:
+        DeadlineExceededError: it was over.
+    """
+    limit = asyncio.timeout_at(deadline)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise DeadlineExceededError("the time that the request allows is over") from error
+
+
 class Answer:
     """An answer under way: iterate it, and close it whatever happens."""
 
-    def __init__(self, accounts: Accounts, plan: Plan, variant: Variant, started: float) -> None:
+    def __init__(
+        self, accounts: Accounts, plan: Plan, variant: Variant, started: float, deadline: float | None = None
+    ) -> None:
+        """Not begun yet.
+
+        Args:
+            deadline: when it must have ended, by the event loop's clock.
+        """
         self.id = plan.request.id
         self.plan = plan
         self.variant = variant
@@ -44,6 +72,7 @@ class Answer:
         self._caller = caller.get() or Caller()
         self._accounts = accounts
         self._started = started
+        self._deadline = deadline
         self._ttft_s: float | None = None
         self._pieces: list[str] = []
         self._events: AsyncGenerator[TokenEvent, None] | None = None
@@ -66,9 +95,12 @@ class Answer:
         self._begun = self._shared_time.begin()
         self._accounts.tally(self.variant.app).begin(another=self.plan.sample > 0)
         self._figures.begun()
-        self._events = backend.submit(self.plan.request)
+        request = self.plan.request
+        if self._deadline is not None:  # the engine is told what is left: it frees what it does for a gateway that died
+            request = replace(request, timeout_s=max(0.0, self._deadline - asyncio.get_running_loop().time()))
+        self._events = backend.submit(request)
         try:
-            self._first = await anext(self._events)
+            self._first = await self._next(self._events)
         except DeadlineExceededError:
             await self._close("deadline")
             raise
@@ -92,7 +124,7 @@ class Answer:
             while event is not None:
                 self._take(event)
                 yield event
-                event = None if event.finish_reason is not None else await anext(self._events)
+                event = None if event.finish_reason is not None else await self._next(self._events)
             outcome = self.finish_reason or "error"
         except (asyncio.CancelledError, GeneratorExit):
             raise
@@ -113,6 +145,12 @@ class Answer:
     async def abandon(self) -> None:
         """Nobody wants it any more; nothing where it has ended."""
         await self._close("cancelled")
+
+    async def _next(self, events: AsyncGenerator[TokenEvent, None]) -> TokenEvent:
+        if self._deadline is None:
+            return await anext(events)
+        async with in_time(self._deadline):
+            return await anext(events)
 
     def _take(self, event: TokenEvent) -> None:
         if self._ttft_s is None and event.num_tokens:
@@ -150,11 +188,11 @@ class Answer:
         )
         self._caller.tokens += self.prompt_tokens + self.completion_tokens
         if self._first is not None:
-            # the monitor watches what is asked, and n answers ask once
-            text = last_user_text(self.plan.messages) if self.plan.sample == 0 else None
             record = self._record(outcome, latency_s, share_s)
             notes().outputs.append(record)
-            self._accounts.ended(record, self.plan.request, text)
+            self._accounts.keep(record)
+            if self.plan.sample == 0:  # n answers were asked for once
+                self._accounts.show(record, self.plan.request, last_user_text(self.plan.messages) or None)
         if self._events is not None:
             await self._events.aclose()
 

@@ -8,13 +8,16 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from typing import TypeVar
 
-from llmray.errors import InputError, LLMRayError, UnavailableError
+from llmray.errors import InputError, LLMRayError, NotFoundError, UnavailableError
+from llmray.serve.access import caller
 from llmray.serve.accounts import Accounts
-from llmray.serve.answer import Answer
+from llmray.serve.answer import Answer, in_time
 from llmray.serve.embedder import Embedded, Embedder
 from llmray.serve.engine import DeadlineExceededError, EngineLoad, EngineRequest, OverloadedError, RequestRefusedError
 from llmray.serve.metrics import EngineLoads
+from llmray.serve.outbox import INTERVAL_S
 from llmray.serve.planning import Plan, make_plans
 from llmray.serve.ports import Backend, FeedbackRecord, OutputRecord, Ports, PromptTemplate, Watcher
 from llmray.serve.prompts import PromptCache
@@ -33,7 +36,13 @@ from llmray.serve.tally import Tally
 from llmray.serve.text_log import check
 from llmray.serve.variants import GatewayConfig, Shadow, TextLog, Variant, choose
 
+Result = TypeVar("Result")
+
 _ATTEMPTS = 3
+_LOG_PATIENCE_S = 2.0
+"""How long who asks after an output waits for the registry."""
+_ELSEWHERE_S = 1.5 * INTERVAL_S
+"""After which another replica has sent what it answered before."""
 
 
 class Gateway:
@@ -65,9 +74,8 @@ class Gateway:
             ports.outputs, monitor=self._monitor, shadow=self._offer, text_log=self._text_log, clock=clock
         )
         self.shadower = Shadower(self._shadow, backend, self.accounts.keep, clock=clock, new_id=new_id)
-        self.keys = ports.keys
-        """Who may ask; None for anybody who reaches this gateway."""
-        self._ports = ports
+        self.ports = ports
+        """What it is bound to."""
         self._backend = backend
         self._watcher = watcher
         self._embedder = embedder
@@ -75,11 +83,6 @@ class Gateway:
         self._engine_loads = engine_loads
         self._new_id = new_id
         self._prompts = None if ports.prompts is None else PromptCache(ports.prompts, clock=time.monotonic)
-
-    @property
-    def ports(self) -> Ports:
-        """What it is bound to."""
-        return self._ports
 
     def configure(self, config: GatewayConfig) -> None:
         """Take over a configuration; requests under way keep theirs.
@@ -105,31 +108,51 @@ class Gateway:
 
         Raises:
             ApiError: the request cannot be answered; status and field say why.
+            DeadlineExceededError: the time that it allows is over.
         """
+        return await self._answer(body, whole=False)
+
+    async def answer(self, body: ChatRequest | CompletionRequest) -> Reply:
+        """The whole answer; where its replica died it is begun anew, since nobody has seen any of it.
+
+        Raises:
+            ApiError: the request cannot be answered; status and field say why.
+            DeadlineExceededError: the time that it allows is over.
+        """
+        return await self._answer(body, whole=True)
+
+    async def _answer(self, body: ChatRequest | CompletionRequest, *, whole: bool) -> Reply:
         started = self.accounts.now()
+        deadline = None if body.timeout_s is None else asyncio.get_running_loop().time() + body.timeout_s
         notes().model = body.model
         config = self._configured()
         adapter = self._adapter(config, body.model)
-        if body.store and self._ports.outputs is None:
+        if body.store and self.ports.outputs is None:
             raise ApiError(400, "this gateway keeps no outputs", param="store", code="unsupported_value")
-        plans = await make_plans(
-            body,
-            new_id=self._new_id,
-            default_prompt=config.default_prompt,
-            adapter=adapter,
-            resolve=self.resolve_prompt,
-        )
-        notes().prompt = plans[0].prompt_version
         lost: LLMRayError | None = None
         for _ in range(_ATTEMPTS):
             config = self._configured()
             self._adapter(config, body.model)
+            # each attempt has ids of its own: what a lost one leaves in the log must not stand for the answer
+            async with in_time(deadline):
+                plans = await make_plans(
+                    body,
+                    new_id=self._new_id,
+                    default_prompt=config.default_prompt,
+                    adapter=adapter,
+                    resolve=self.resolve_prompt,
+                )
+            notes().prompt = plans[0].prompt_version
+            notes().outputs.clear()
             variant = choose(_having(config, adapter), plans[0].key)
-            reply = Reply([Answer(self.accounts, plan, variant, started) for plan in plans], started)
+            reply = Reply([Answer(self.accounts, plan, variant, started, deadline) for plan in plans], started)
             try:
                 await reply.begin(self._backend(variant.app))
+                if whole:
+                    await reply.complete()
             except UnavailableError as error:
                 lost = error
+                _charge_nothing()
                 continue
             except (RequestRefusedError, OverloadedError, DeadlineExceededError) as error:
                 raise _told(error, plans[0]) from error
@@ -161,6 +184,9 @@ class Gateway:
                 param="dimensions",
                 code="unsupported_value",
             )
+        if (who := caller.get()) is not None:
+            who.tokens += embedded.tokens
+        self.accounts.metrics.embed(body.model, embedded.tokens)
         return embedded
 
     def models(self) -> list[str]:
@@ -186,11 +212,15 @@ class Gateway:
         """Attach feedback to an output.
 
         Raises:
-            ApiError: 404 for an output that nobody knows.
+            ApiError: 404 for an output that nobody knows, or that another project got.
         """
-        if self._ports.feedback is None:
+        sink = self.ports.feedback
+        if sink is None:
             raise ApiError(501, "this gateway keeps no feedback: bind it to a registry", code="no_feedback")
-        await self.accounts.flush()
+        if caller.get() is not None:
+            await self.output(body.output_id)
+            if body.other_output_id is not None:
+                await self.output(body.other_output_id)
         feedback = FeedbackRecord(
             id=self._new_id(),
             output_id=body.output_id,
@@ -201,14 +231,40 @@ class Gateway:
             rule=body.rule,
             at=datetime.fromtimestamp(self.accounts.now(), UTC),
         )
-        try:
-            await self._ports.feedback.put_feedback(feedback)
-        except InputError as error:
-            raise ApiError(404, str(error), param="output_id", code="output_not_found") from error
-        except UnavailableError as error:
-            raise ApiError(503, str(error), code="registry_unavailable", retry_after_s=1.0) from error
+        await self._of_output(lambda: sink.put_feedback(feedback))
         self.accounts.metrics.feedback.labels(body.kind).inc()
         return feedback
+
+    async def output(self, output_id: str) -> OutputRecord:
+        """Where an answer came from.
+
+        Raises:
+            ApiError: 404 for an output that nobody knows, or that another project got.
+        """
+        log = self.ports.outputs
+        if log is None:
+            raise ApiError(501, "this gateway keeps no outputs: bind it to a registry", code="no_outputs")
+        found = await self._of_output(lambda: log.output(output_id))
+        who = caller.get()
+        if who is not None and found.project is not None and found.project != who.project:
+            raise _no_output(f"there is no output {output_id}")
+        return found
+
+    async def _of_output(self, ask: Callable[[], Awaitable[Result]]) -> Result:
+        """What the registry says of an output that was answered just now, perhaps by another replica of the gateway."""
+        try:
+            async with asyncio.timeout(_LOG_PATIENCE_S):
+                await self.accounts.flush()
+                try:
+                    return await ask()
+                except NotFoundError:
+                    await asyncio.sleep(_ELSEWHERE_S)
+                    return await ask()
+        except InputError as error:
+            raise _no_output(str(error)) from error
+        except (UnavailableError, TimeoutError) as error:
+            told = str(error) or f"the registry does not answer within {_LOG_PATIENCE_S:g} s"
+            raise ApiError(503, told, code="registry_unavailable", retry_after_s=1.0) from error
 
     async def resolve_prompt(self, reference: str, key: str) -> PromptTemplate:
         """The prompt that a reference names; of a split label, the version that `key` falls on.
@@ -291,6 +347,16 @@ def _no_model(model: str, there: list[str]) -> ApiError:
         param="model",
         code="model_not_found",
     )
+
+
+def _no_output(why: str) -> ApiError:
+    return ApiError(404, why, param="output_id", code="output_not_found")
+
+
+def _charge_nothing() -> None:
+    """What an attempt came to that is made again is not the caller's to pay."""
+    if (who := caller.get()) is not None:
+        who.tokens = 0
 
 
 def _told(error: LLMRayError, plan: Plan) -> ApiError:

@@ -47,8 +47,8 @@ class TokenTexts:
         text = self._tokenizer.convert_ids_to_tokens(token)
         if text is None:
             return b""
-        if self._byte_level:
-            return bytes(_BYTE_OF[char] for char in text)
+        if self._byte_level:  # a token with other characters stands for itself, as in tokenizers' own decoder
+            return bytes(_BYTE_OF[char] for char in text) if _BYTE_OF.keys() >= set(text) else str(text).encode()
         if byte := _BYTE_TOKEN.fullmatch(text):
             return bytes([int(byte[1], 16)])
         return str(text).replace("\u2581", " ").encode()

@@ -1,7 +1,8 @@
 """The embedding engine: texts to vectors of length one, by a sentence-transformers model on this machine.
 
 It is a Serve application of its own, with the same weights and pooling as the curation's embedder, so that a retrieval
-index and a running service agree. Texts are embedded in a thread, one request at a time: two would share the core.
+index and a running service agree. Texts are embedded in one thread, one request at a time: two would share the core. Who leaves
+in the middle leaves the thread busy, and the next one waits for it.
 Rejected: batching over requests (padding changes the last bits, and short texts take a millisecond or two).
 
 Shapes: N texts, D dimensions.
@@ -9,6 +10,7 @@ Shapes: N texts, D dimensions.
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,11 +54,10 @@ def open_embedder(uri: str) -> "EmbeddingEngine":
 class EmbeddingEngine:
     def __init__(self, encoder: SentenceEncoder) -> None:
         self._encoder = encoder
-        self._turn = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed")
 
     async def embed(self, texts: Sequence[str]) -> Embedded:
-        async with self._turn:
-            return await asyncio.to_thread(self._embed, texts)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._embed, texts)
 
     def _embed(self, texts: Sequence[str]) -> Embedded:
         counts = [self._encoder.count(text) for text in texts]

@@ -84,7 +84,7 @@ class ModelArgs(BaseModel):
             weight=weight,
             quantization=self.quantization,
             engine=self.engine,
-            adapters=tuple(self.adapters),
+            adapters=tuple(self.adapters) or (() if self.external is None else self.external.adapters),
             price_s=price_s,
         )
 

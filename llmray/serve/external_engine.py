@@ -21,7 +21,6 @@ import openai
 from llmray.errors import ConfigError, UnavailableError
 from llmray.serve.child_server import ChildServer
 from llmray.serve.engine import (
-    DeadlineExceededError,
     EngineInfo,
     EngineLoad,
     EngineRequest,
@@ -100,13 +99,11 @@ class ExternalEngine:
         body = body_of(request, request.adapter or self._model)
         self._waiting[request.id] = request
         try:
-            async with asyncio.timeout(request.timeout_s), aclosing(self._events(request, body)) as events:
+            async with aclosing(self._events(request, body)) as events:
                 async for event in events:
                     if waited := self._waiting.pop(request.id, None):
                         self._running[request.id] = waited
                     yield event
-        except TimeoutError as error:
-            raise DeadlineExceededError(f"no answer within {request.timeout_s} s") from error
         except openai.OpenAIError as error:
             raise _ours(error, request) from error
         finally:

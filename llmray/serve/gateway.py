@@ -7,6 +7,7 @@ same models. Rejected: FastAPI's own validation (422 with another shape) and a m
 import asyncio
 import base64
 import logging
+import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,7 +18,6 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from llmray.errors import UnavailableError
 from llmray.serve import openapi
 from llmray.serve.access import AccessControl
 from llmray.serve.core import Gateway
@@ -36,14 +36,12 @@ from llmray.serve.protocol import (
     as_api_error,
 )
 from llmray.serve.reply import Reply
-from llmray.serve.request_log import RequestLog, notes
-from llmray.serve.shapes import shape_of
+from llmray.serve.request_log import CLIENT_LEFT, RequestLog, notes
+from llmray.serve.shapes import response_shape
 from llmray.serve.sse import EventStream
 from llmray.serve.traces import Traces, traces_to_collector
 
 logger = logging.getLogger(__name__)
-
-_ATTEMPTS = 3
 
 
 def create_app(
@@ -67,8 +65,8 @@ def create_app(
             await asyncio.to_thread(traces.close)
 
     app = FastAPI(title="llmray", summary="OpenAI-compatible answers whose origin is known", lifespan=lifespan)
-    if gateway.keys is not None:
-        app.add_middleware(AccessControl, ring=gateway.keys, peers_known=peers_known)
+    if gateway.ports.keys is not None:
+        app.add_middleware(AccessControl, ring=gateway.ports.keys, peers_known=peers_known)
     app.add_middleware(HeaderLimit, limits=limits)
     app.add_middleware(RequestLog, metrics=gateway.accounts.metrics, traces=traces)
     _add_answers(app, gateway, limits)
@@ -141,27 +139,13 @@ async def _respond(gateway: Gateway, request: Request, body: ChatRequest | Compl
         # the first token is awaited before the status: what is refused has its status code
         reply = await while_client_waits(request, gateway.open(body), undo=Reply.abandon)
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(reply, shape_of(body, reply), {OUTPUT_ID_HEADER: reply.id}, with_usage=with_usage)
-    reply = await while_client_waits(request, _whole(gateway, body))
+        return EventStream(reply, response_shape(body, reply), {OUTPUT_ID_HEADER: reply.id}, with_usage=with_usage)
+    reply = await while_client_waits(request, gateway.answer(body))
     return Response(
-        orjson.dumps(shape_of(body, reply).whole()),
+        orjson.dumps(response_shape(body, reply).whole()),
         media_type="application/json",
         headers={OUTPUT_ID_HEADER: reply.id},
     )
-
-
-async def _whole(gateway: Gateway, body: ChatRequest | CompletionRequest) -> Reply:
-    """The whole answer; where its replica died it is begun anew, since nobody has seen any of it."""
-    lost: UnavailableError | None = None
-    for _ in range(_ATTEMPTS):
-        reply = await gateway.open(body)
-        try:
-            await reply.complete()
-        except UnavailableError as error:
-            lost = error
-        else:
-            return reply
-    raise ApiError(503, f"the model broke off: {lost}", code="model_unavailable", retry_after_s=1.0)
 
 
 def _embeddings(body: EmbeddingRequest, embedded: Embedded) -> dict[str, Any]:
@@ -191,14 +175,14 @@ def _model(gateway: Gateway, name: str) -> dict[str, Any]:
 async def _api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     notes().code = error.code
-    headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, round(error.retry_after_s)))}
+    headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
     if error.status in (408, 413):  # the rest of the body is not read
         headers["connection"] = "close"
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 
 async def _client_left(_: Request, __: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it; proxies log this number
+    return Response(status_code=CLIENT_LEFT)
 
 
 async def _late(request: Request, error: Exception) -> Response:

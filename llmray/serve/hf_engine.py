@@ -2,7 +2,7 @@
 
 A step is one forward pass over the next tokens of all requests that run (`scheduler` says which, `paged_attention`
 keeps them apart); then each request's token is drawn as that request asks (`sampling`) and made into an event
-(`sequence`). Prompts are tokenized and schemas compiled in other threads, and the events of a step reach the event loop in
+(`sequence`). Long prompts are tokenized and schemas compiled in other threads, and the events of a step reach the event loop in
 one call. A request that is dropped gives its blocks back before the next step.
 
 Chosen against transformers 5.23's own continuous batching after measuring both (201M-parameter Llama, nf4, one thread of a
@@ -44,9 +44,9 @@ from llmray.serve.engine import (
 from llmray.serve.grammar import Grammar, Grammars
 from llmray.serve.kv_blocks import BlockPool
 from llmray.serve.paged_attention import PagedCache
-from llmray.serve.prompt_ids import prompt_ids, reads_tools
+from llmray.serve.prompt_ids import characters_of, check_length, prompt_ids, reads_tools
 from llmray.serve.quantize import LoadedModel, load
-from llmray.serve.sampling import draw
+from llmray.serve.sampling import Drawn, draw
 from llmray.serve.scheduler import Scheduler
 from llmray.serve.sequence import Prepared, Sequence, Ticket
 
@@ -55,6 +55,9 @@ logger = logging.getLogger(__name__)
 BLOCK_TOKENS = 16
 MAX_RUNNING = 64
 """Requests in one step: more would make each of them slow."""
+AT_ONCE_CHARACTERS = 2000
+"""Prompts up to this long are tokenized where they arrive, in less time than another thread waits for the interpreter's lock
+beside the decode thread, and so that they do not queue behind long ones."""
 
 
 class HfEngine:
@@ -99,11 +102,13 @@ class HfEngine:
         self._texts = TokenTexts(loaded.tokenizer)
         self.ends = _end_ids(loaded)
         """Tokens that end an answer."""
+        longest = max(map(len, loaded.tokenizer.get_vocab()))
+        self._most_characters = loaded.info.context_tokens * longest
         self._vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])
         self._grammars = Grammars(loaded.tokenizer, vocabulary=self._vocabulary, ends=self.ends)
         self._tickets: set[Ticket] = set()
         self._arrived: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
-        self._speed = _Speed()
+        self._speed = _PrefillSpeed()
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
@@ -125,16 +130,7 @@ class HfEngine:
             InputError: no model in the folder, or an adapter that does not fit.
         """
         torch.set_num_threads(1)
-        loaded = load(folder, quantization, device=device)
-        logger.info(
-            "%s in %s on %s: %.1f MB of weights in %.1f s",
-            folder.name,
-            quantization,
-            loaded.info.device,
-            loaded.info.weight_bytes / 1e6,
-            loaded.info.load_s,
-        )
-        return cls(loaded, adapters=adapters, kv_bytes=kv_bytes)
+        return cls(load(folder, quantization, device=device), adapters=adapters, kv_bytes=kv_bytes)
 
     @property
     def num_open(self) -> int:
@@ -145,14 +141,18 @@ class HfEngine:
         if self.closed:
             raise UnavailableError("the engine is closed")
         check(request, self.info)
+        check_length(request, self._most_characters)
         loop = asyncio.get_running_loop()
         ticket = Ticket(loop)
         self._tickets.add(ticket)
         try:
             grammar: Grammar | None = None
             if request.json_schema is not None:
-                grammar = await asyncio.to_thread(self._grammars.compile, request.json_schema)
-            prepared = await loop.run_in_executor(self._tokenizing, self._prepare, request, grammar)
+                grammar = await self._grammars.compile(request.json_schema)
+            if request.tools or characters_of(request) > AT_ONCE_CHARACTERS:
+                prepared = await loop.run_in_executor(self._tokenizing, self._prepare, request, grammar)
+            else:
+                prepared = self._prepare(request, grammar)
             ticket.sequence = Sequence(ticket, request, prepared, self._texts, self.ends)
             self._arrived.put(ticket.sequence)
             if self.closed:  # perhaps while the prompt was tokenized, and nobody takes it in
@@ -189,6 +189,7 @@ class HfEngine:
             self._arrived.put(None)
             self._thread.join(timeout=30)
             self._tokenizing.shutdown(wait=False)
+            self._grammars.close()
 
     def _prepare(self, request: EngineRequest, grammar: Grammar | None) -> Prepared:
         """Everything about a request that takes time and no model."""
@@ -264,10 +265,14 @@ class HfEngine:
             if len(group) > 1:
                 return [event for one in group for event in self._compute([one])]
             [(sequence, _)] = group
-            logger.exception("request %s failed", sequence.request.id)
-            self._scheduler.remove(sequence)
-            return [(sequence.ticket, error)]
+            return [self._failed(sequence, error)]
         return self._events(group, logits)
+
+    def _failed(self, sequence: Sequence, error: Exception) -> tuple[Ticket, Exception]:
+        """End one request with an error; called while it is handled."""
+        logger.exception("request %s failed", sequence.request.id)
+        self._scheduler.remove(sequence)
+        return sequence.ticket, error
 
     def _forward(self, group: list[tuple[Sequence, int]]) -> torch.Tensor:
         ids: list[int] = []
@@ -291,29 +296,43 @@ class HfEngine:
         row = 0
         for sequence, count in group:
             wanted = len(sequence.rows_wanted(count))
-            if sequence.reading_echo:
-                sequence.read_prompt(logits_NV[row : row + wanted], sequence.computed)
-            row += wanted
+            echoed = None
+            try:
+                if sequence.reading_echo:
+                    sequence.read_prompt(logits_NV[row : row + wanted], sequence.computed)
+                if sequence.computed + count == len(sequence.ids):
+                    echoed = sequence.echo()
+            except Exception as error:
+                events.append(self._failed(sequence, error))
+                continue
+            finally:
+                row += wanted
             self._scheduler.computed(sequence, count)
-            if sequence.computed == len(sequence.ids):
-                if (event := sequence.echo()) is not None:
-                    events.append((sequence.ticket, event))
-                    if event.finish_reason is not None:
-                        self._scheduler.remove(sequence)
-                        continue
+            if echoed is not None:
+                events.append((sequence.ticket, echoed))
+            if echoed is not None and echoed.finish_reason is not None:
+                self._scheduler.remove(sequence)
+            elif sequence.computed == len(sequence.ids):
                 drawing.append(sequence)
                 rows.append(row - 1)
         if drawing:
             chosen_RV = logits_NV if len(rows) == len(logits_NV) else logits_NV[rows]
             for sequence, drawn in zip(drawing, draw(chosen_RV, [one.sampler for one in drawing]), strict=True):
-                result = drawn if isinstance(drawn, Exception) else sequence.push(drawn)
-                events.append((sequence.ticket, result))
-                if isinstance(result, Exception) or result.finish_reason is not None:
-                    self._scheduler.remove(sequence)
+                events.append(self._drawn(sequence, drawn))
         return events
 
+    def _drawn(self, sequence: Sequence, drawn: Drawn | Exception) -> tuple[Ticket, TokenEvent | Exception]:
+        """The event of what was drawn, which may be the request's last."""
+        try:
+            result = drawn if isinstance(drawn, Exception) else sequence.push(drawn)
+        except Exception as error:
+            return self._failed(sequence, error)
+        if isinstance(result, Exception) or result.finish_reason is not None:
+            self._scheduler.remove(sequence)
+        return sequence.ticket, result
 
-class _Speed:
+
+class _PrefillSpeed:
     """Prompt tokens a second over the last steps that read prompts; older ones count less and less."""
 
     def __init__(self) -> None:

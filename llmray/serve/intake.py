@@ -22,6 +22,9 @@ from llmray.serve.request_log import notes
 Body = TypeVar("Body", bound=BaseModel)
 Result = TypeVar("Result")
 
+_LONG_BYTES = 256 << 10
+"""Bodies from which reading them would hold up every other stream: some milliseconds."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
@@ -81,6 +84,8 @@ async def read_body(request: Request, model: type[Body], limits: Limits) -> Body
         raise ApiError(
             408, f"the body did not arrive within {limits.body_timeout_s:g} s", code="request_timeout"
         ) from error
+    if len(raw) > _LONG_BYTES:
+        return await asyncio.to_thread(parse, model, raw)
     return parse(model, raw)
 
 
@@ -93,25 +98,28 @@ async def while_client_waits(
     """Do work for a client; when it leaves, the work is cancelled.
 
     Args:
-        undo: frees a result that came when nobody took it any more.
+        undo: frees a result that nobody took, also one that the work came to after it was cancelled.
 
     Raises:
         ClientLeftError: it left.
     """
     task = asyncio.ensure_future(work)
     left = asyncio.ensure_future(_until_gone(request))
+    taken = False
     try:
         await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientLeftError
-    except asyncio.CancelledError:
-        if undo is not None and task.done() and not task.cancelled() and task.exception() is None:
-            await undo(task.result())
-        raise
-    finally:
+        done = task.done()
         await _stop(left)
-        await _stop(task)
+        taken = done
+        if not done:
+            raise ClientLeftError
+        return task.result()
+    finally:
+        if not taken:
+            await _stop(left)
+            await _stop(task)
+            if undo is not None and not task.cancelled() and task.exception() is None:
+                await undo(task.result())
 
 
 async def _receive(request: Request) -> bytes:

@@ -9,22 +9,20 @@ for each request (a hop to another process and a query), and signed keys (they c
 
 import asyncio
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from llmray.errors import UnavailableError
 from llmray.serve.ports import Key, KeyRing
+from llmray.serve.shelf import MOST_LOOKUPS, MOST_WRONG, Shelf
 
 FRESH_S = 1.5
 HOLDS_S = 4.0
 GRACE_S = 900.0
 _PATIENCE_S = 1.0
 """How long a request with a key that was good waits for the registry."""
-_MOST_GOOD, _MOST_WRONG = 10_000, 1_000
-_MOST_LOOKUPS = 16
-"""Lookups of keys at one time: a flood of wrong ones must not drown the registry."""
+_MOST_GOOD = 10_000
 _ANY = b"any"
 
 
@@ -44,10 +42,10 @@ class Keys:
         """
         self._ring = ring
         self._clock = clock
-        self._good: OrderedDict[bytes, _Known] = OrderedDict()
-        self._wrong: OrderedDict[bytes, _Known] = OrderedDict()
+        self._good: Shelf[bytes, _Known] = Shelf(_MOST_GOOD)
+        self._wrong: Shelf[bytes, _Known] = Shelf(MOST_WRONG)
         self._asking: dict[bytes, asyncio.Task[None]] = {}
-        self._places = asyncio.Semaphore(_MOST_LOOKUPS)
+        self._places = asyncio.Semaphore(MOST_LOOKUPS)
         self._any: tuple[bool, float] | None = None
 
     async def key(self, token: str) -> Key | None:
@@ -65,7 +63,8 @@ class Keys:
             return known.key
         good = known is not None and known.key is not None and now - known.at < GRACE_S
         try:
-            await asyncio.wait_for(asyncio.shield(asked), _PATIENCE_S if good else None)
+            async with asyncio.timeout(_PATIENCE_S if good else None):  # wait_for may lose a cancellation
+                await asyncio.shield(asked)
         except (UnavailableError, TimeoutError):
             if good and known is not None:
                 return known.key
@@ -85,7 +84,8 @@ class Keys:
         asked = self._ask(_ANY, self._look_for_any())
         if known is None or now - known[1] >= HOLDS_S:
             try:
-                await asyncio.wait_for(asyncio.shield(asked), None if known is None else _PATIENCE_S)
+                async with asyncio.timeout(None if known is None else _PATIENCE_S):
+                    await asyncio.shield(asked)
             except (UnavailableError, TimeoutError):
                 if known is None:
                     raise
@@ -93,11 +93,7 @@ class Keys:
         return self._any[0]
 
     def _find(self, digest: bytes) -> _Known | None:
-        for shelf in (self._good, self._wrong):
-            if (known := shelf.get(digest)) is not None:
-                shelf.move_to_end(digest)
-                return known
-        return None
+        return self._good.get(digest) or self._wrong.get(digest)
 
     def _ask(self, digest: bytes, look: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """The lookup that is under way, or this one."""
@@ -118,13 +114,9 @@ class Keys:
         async with self._places:
             key = await self._ring.key(token)
         known = _Known(key, self._clock())
-        shelf, other, most = (
-            (self._wrong, self._good, _MOST_WRONG) if key is None else (self._good, self._wrong, _MOST_GOOD)
-        )
-        other.pop(digest, None)
-        shelf[digest] = known
-        if len(shelf) > most:
-            shelf.popitem(last=False)
+        shelf, other = (self._wrong, self._good) if key is None else (self._good, self._wrong)
+        other.forget(digest)
+        shelf.put(digest, known)
 
     async def _look_for_any(self) -> None:
         self._any = (await self._ring.any_keys(), self._clock())

@@ -77,6 +77,10 @@ class GatewayMetrics:
         self.latency = self._histogram("e2e_request_latency", "From the request to its last token", _SECONDS)
         self.prompt_tokens = Counter("llmray_prompt_tokens", "Tokens read", _LABELS, registry=registry)
         self.generation_tokens = Counter("llmray_generation_tokens", "Tokens generated", _LABELS, registry=registry)
+        self._embedded = tuple(
+            Counter(f"llmray_embedding_{name}", text, ["model"], registry=registry)
+            for name, text in (("requests", "Embedding requests answered"), ("tokens", "Tokens embedded"))
+        )
         self.feedback = Counter("llmray_feedback", "Feedback taken", ["kind"], registry=registry)
         self._late = _LateFigures()
         registry.register(self._late)
@@ -92,6 +96,11 @@ class GatewayMetrics:
     def refuse(self, status: int, code: str | None) -> None:
         """Count a request that was answered with an error."""
         self.refused.labels(str(status), self._code(code or "none")).inc()
+
+    def embed(self, model: str, tokens: int) -> None:
+        """Count an embedding request that was answered."""
+        for counter, amount in zip(self._embedded, (1, tokens), strict=True):
+            counter.labels(model).inc(amount)
 
     def text(
         self, queues: Mapping[str, float], monitor: Mapping[str, Any] | None, engines: EngineLoads | None = None

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmray.errors import UnavailableError
-from llmray.serve.engine import EngineRequest, FinishReason, RequestRefusedError, TokenEvent, TokenLogprob
+from llmray.serve.engine import ChatMessage, EngineRequest, FinishReason, RequestRefusedError, TokenEvent, TokenLogprob
 
 
 def body_of(request: EngineRequest, model: str) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def body_of(request: EngineRequest, model: str) -> dict[str, Any]:
     body: dict[str, Any] = {"model": model, "temperature": sampling.temperature, "top_p": sampling.top_p}
     extra: dict[str, Any] = {"top_k": sampling.top_k} if sampling.top_k else {}
     if chat:
-        body["messages"] = [dict(one) for one in request.messages or ()]
+        body["messages"] = [_message(one) for one in request.messages or ()]
     else:
         body["prompt"] = list(request.prompt) if isinstance(request.prompt, tuple) else request.prompt
         if sampling.max_tokens is None:
@@ -42,6 +42,15 @@ def body_of(request: EngineRequest, model: str) -> dict[str, Any]:
         form = {"name": "answer", "schema": json.loads(request.json_schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": form}
     return body | ({"extra_body": extra} if extra else {})
+
+
+def _message(message: ChatMessage) -> dict[str, Any]:
+    """A message of ours, whose calls have objects for arguments, as templates want them, and JSON texts in this API."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", ())
+    ]
+    return {**message, "tool_calls": calls} if calls else dict(message)
 
 
 class Reading:

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
+INTERVAL_S = 0.2
+
 
 class Outbox(Generic[Item]):
     def __init__(
@@ -31,11 +33,15 @@ class Outbox(Generic[Item]):
         capacity: int = 10_000,
         capacity_bytes: int = 256 << 20,
         batch: int = 256,
-        interval_s: float = 0.2,
+        batch_bytes: int = 4 << 20,
+        interval_s: float = INTERVAL_S,
         timeout_s: float = 10.0,
         keep_trying: bool = True,
     ) -> None:
-        """Send items in batches of at most `batch`, at most `interval_s` after they came.
+        """Send items in batches of at most `batch` and `batch_bytes`, at most `interval_s` after they came.
+
+        A batch that fails and is kept is halved, since it may be too much for the time that there is, or have one item in it that
+        is refused; one that is sent lets the next be a little larger.
 
         Args:
             send: must bear the same batch twice.
@@ -50,6 +56,9 @@ class Outbox(Generic[Item]):
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
         self._batch = batch
+        self._batch_bytes = batch_bytes
+        self._most = batch
+        """Items of the next batch at most."""
         self._interval_s = interval_s
         self._timeout_s = timeout_s
         self._keep_trying = keep_trying
@@ -58,7 +67,7 @@ class Outbox(Generic[Item]):
         self._wake = asyncio.Event()
         self._sending = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
-        self._together = True
+        self._next_flush: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -79,12 +88,13 @@ class Outbox(Generic[Item]):
             self._task = asyncio.get_running_loop().create_task(self._run(), name=f"outbox {self._name}")
 
     async def flush(self) -> None:
-        """Send what is waiting now; what fails stays or is dropped, as everywhere."""
-        async with self._sending:
-            for _ in range(2 * len(self._waiting)):
-                if not self._waiting or not await self._send_one():
-                    break
-            self._together = True
+        """Send what is waiting now; what fails stays or is dropped, as everywhere.
+
+        All who come while one is under way share the next.
+        """
+        if self._next_flush is None:
+            self._next_flush = asyncio.get_running_loop().create_task(self._flush())
+        await asyncio.shield(self._next_flush)
 
     async def close(self, patience_s: float = 10.0) -> None:
         """Send what is left and stop; what could not be sent within `patience_s` is counted and logged."""
@@ -106,6 +116,13 @@ class Outbox(Generic[Item]):
             self._waiting.clear()
             self._waiting_bytes = 0
 
+    async def _flush(self) -> None:
+        async with self._sending:
+            self._next_flush = None
+            for _ in range(2 * len(self._waiting)):
+                if not self._waiting or not await self._send_one():
+                    break
+
     async def _run(self) -> None:
         pause_s = self._interval_s
         while True:
@@ -120,7 +137,7 @@ class Outbox(Generic[Item]):
                 pause_s = self._interval_s
 
     async def _send_one(self) -> bool:
-        batch = [item for item, _ in islice(self._waiting, self._batch if self._together else 1)]
+        batch = self._next_batch()
         try:
             async with asyncio.timeout(
                 self._timeout_s
@@ -128,12 +145,24 @@ class Outbox(Generic[Item]):
                 await self._send(batch)
         except Exception as error:
             logger.warning("%s: %d items not sent: %s", self._name, len(batch), error)
-            if isinstance(error, UserError) and len(batch) > 1:
-                self._together = False  # one of them is refused: find it, and let the others pass
-                return True
-            if self._keep_trying and not isinstance(error, UserError):
-                return False
+            refused = isinstance(error, UserError)
+            kept = len(batch) > 1 if refused else self._keep_trying
+            if kept:
+                self._most = max(1, len(batch) // 2)
+                return refused  # then one of them is wrong: find it at once, and let the others pass
             self.dropped += len(batch)
+        else:
+            self._most = min(self._batch, self._most + 1 + self._most // 8)
         for _ in batch:
             self._waiting_bytes -= self._waiting.popleft()[1]
         return True
+
+    def _next_batch(self) -> list[Item]:
+        batch: list[Item] = []
+        room = self._batch_bytes
+        for item, size in islice(self._waiting, self._most):
+            room -= size
+            if batch and room < 0:
+                break
+            batch.append(item)
+        return batch

@@ -75,7 +75,7 @@ class PagedCache:
         self._nowhere = self.num_blocks * block_tokens
         """A slot more than blocks have, for tokens that only fill a step up."""
         self._layers = [
-            tuple(torch.empty((self._nowhere + 1, *one.shape), dtype=one.dtype, device=one.device) for one in shape)
+            tuple(torch.zeros((self._nowhere + 1, *one.shape), dtype=one.dtype, device=one.device) for one in shape)
             for shape in shapes
         ]
 
@@ -175,9 +175,12 @@ def _decode_padded(
     scale: float | None,
     window: int | None,
 ) -> Any:
-    """Attention (R, H, D) of requests with one token each, padded to the longest."""
+    """Attention (R, H, D) of requests with one token each, padded to the longest with the slot that is nobody's.
+
+    What stands there must be numbers: those of another request may not be, and NaN survives a weight of zero.
+    """
     slots = [span.slots_L if window is None else span.slots_L[-window:] for span in spans]
-    slots_RL = torch.nn.utils.rnn.pad_sequence(slots, batch_first=True)
+    slots_RL = torch.nn.utils.rnn.pad_sequence(slots, batch_first=True, padding_value=len(keys) - 1)
     lengths_R = torch.tensor([len(one) for one in slots], device=slots_RL.device)
     mask_RL = torch.arange(slots_RL.shape[1], device=slots_RL.device) < lengths_R[:, None]
     key_RKLD = keys[slots_RL].transpose(1, 2)

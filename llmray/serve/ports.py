@@ -80,8 +80,8 @@ class LabelChange:
     """For a move: numbers of versions or references to them, and their shares."""
     actor: str
     reason: str
-    evidence: Mapping[str, Any] | None = None
-    """For a move of a protected label: a gate's verdict."""
+    evidence: Mapping[str, Any] | str | None = None
+    """For a move of a protected label: a gate's verdict, or, from those whose word is not enough, the id of a recorded one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,9 @@
 
 What is written here is written to the registry's event log, and every gateway serves it within two seconds. Names in
 the path that nothing goes by are 404; a body that says nothing possible is 400; a protected label that is moved without
-a gate's evidence is 409. Rejected: PUT of a label (a move is an event with a reason, not a state to overwrite).
+a gate's evidence is 409. A caller's word is no evidence: it names a verdict that the registry keeps, and verdicts are recorded
+and protection is taken off on the registry's side alone. Rejected: PUT of a label (a move is an event with a reason, not a
+state to overwrite).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +15,13 @@ from typing import Annotated, Any, Literal
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from llmray.errors import GateRefusedError, InputError, NotFoundError, UnavailableError
 from llmray.reference import check_name
 from llmray.serve import openapi
 from llmray.serve.access import caller
+from llmray.serve.chat_fields import Strict
 from llmray.serve.core import Gateway
 from llmray.serve.engine import RequestRefusedError
 from llmray.serve.intake import Limits, read_body
@@ -35,22 +38,18 @@ _LABEL = openapi.record(
 )
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class NewPrompt(_Strict):
+class NewPrompt(Strict):
     name: str
     messages: Annotated[list[dict[Literal["role", "content"], str]], Field(min_length=1, max_length=256)]
     """`{variable}` marks where a value goes, `{{` and `}}` are braces."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     """Sampling defaults: temperature, top_p, top_k, max_tokens, stop, seed, penalties."""
     message: Annotated[str, StringConstraints(max_length=10_000)] = ""
     """Why this version is made."""
     author: _Line = "user"
 
 
-class _Said(_Strict):
+class _Said(Strict):
     actor: _Line = "user"
     reason: Annotated[str, StringConstraints(max_length=10_000)] = ""
     """Kept with the event."""
@@ -61,8 +60,8 @@ class LabelMove(_Said):
     """Number of the version, or a reference to it: `ask-docs@staging`."""
     versions: Annotated[dict[_Version, _Weight], Field(min_length=1, max_length=64)] | None = None
     """Or several, with their shares of the traffic, relative to one another."""
-    evidence: dict[str, Any] | None = None
-    """A gate's verdict; a protected label moves only if its `decision` is `promote`."""
+    evidence: _Line | None = None
+    """Id of a gate's verdict that the registry keeps; a protected label moves only if it says to promote this version."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "LabelMove":
@@ -76,7 +75,7 @@ class LabelRollback(_Said):
 
 
 class LabelProtection(_Said):
-    protected: bool
+    pass
 
 
 def add_prompt_routes(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
@@ -149,8 +148,7 @@ def _add_labels(app: FastAPI, gateway: Gateway, limits: Limits) -> None:
     @app.post(f"{path}/protection", openapi_extra=body_of(LabelProtection), responses=responses(_LABEL))
     async def protect(name: str, label: str, request: Request) -> Response:
         body = await read_body(request, LabelProtection, limits)
-        kind: Literal["protect", "unprotect"] = "protect" if body.protected else "unprotect"
-        change = LabelChange(type=kind, name=name, label=label, actor=_who(body.actor), reason=body.reason)
+        change = LabelChange(type="protect", name=name, label=label, actor=_who(body.actor), reason=body.reason)
         return await _changed(gateway, change)
 
 

@@ -4,7 +4,7 @@ surprises.
 A version never changes, so it is kept; a label moves, so its resolution is kept for a second, and a deleted label is
 gone as soon. While the source cannot be asked, or takes longer than half a second, the last resolution goes on being
 served and is counted: a registry that hangs slows nobody down. Each reference is asked for once at a time, whoever
-waits. Rejected: the minute that other prompt stores cache labels for, and a lock that lets each waiter ask anew.
+waits, and that nothing goes by a name is known for a second too: a flood of wrong names does not reach the registry. Rejected: the minute that other prompt stores cache labels for, and a lock that lets each waiter ask anew.
 """
 
 import asyncio
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from llmray.errors import InputError, UnavailableError
+from llmray.errors import InputError, NotFoundError, UnavailableError
 from llmray.reference import parse_reference
 from llmray.serve.engine import ChatMessage, RequestRefusedError
 from llmray.serve.ports import PromptChoice, PromptDraft, PromptSource, PromptTemplate
 from llmray.serve.protocol import ChatSettings
+from llmray.serve.shelf import MOST_LOOKUPS, MOST_WRONG, Shelf
 from llmray.serve.variants import pick
 
 _MARK = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -38,6 +39,12 @@ class _Kept:
 class _Asking:
     task: asyncio.Task[PromptChoice]
     since: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Wrong:
+    why: str
+    asked_at: float
 
 
 class PromptCache:
@@ -61,7 +68,9 @@ class PromptCache:
         self._clock = clock
         self._alias_ttl_s = alias_ttl_s
         self._patience_s = patience_s
-        self._kept: dict[str, _Kept] = {}
+        self._kept: Shelf[str, _Kept] = Shelf(_CAPACITY)
+        self._wrong: Shelf[str, _Wrong] = Shelf(MOST_WRONG)
+        self._places = asyncio.Semaphore(MOST_LOOKUPS)
         self._asking: dict[str, _Asking] = {}
 
     async def get(self, reference: str, key: str) -> PromptTemplate:
@@ -79,6 +88,9 @@ class PromptCache:
     async def _choice(self, reference: str) -> PromptChoice:
         kept = self._kept.get(reference)
         if kept is None:
+            wrong = self._wrong.get(reference)
+            if wrong is not None and self._clock() - wrong.asked_at < self._alias_ttl_s:
+                raise NotFoundError(wrong.why)
             return await asyncio.shield(self._ask(reference).task)
         if not kept.moves or self._clock() - kept.asked_at < self._alias_ttl_s:
             self.stale += kept.stale
@@ -86,7 +98,8 @@ class PromptCache:
         asking = self._ask(reference)
         patience_s = self._patience_s - (self._clock() - asking.since)
         try:
-            return await asyncio.wait_for(asyncio.shield(asking.task), patience_s)
+            async with asyncio.timeout(patience_s):  # wait_for may lose a cancellation
+                return await asyncio.shield(asking.task)
         except (TimeoutError, UnavailableError):
             self.stale += 1
             return kept.choice
@@ -103,19 +116,21 @@ class PromptCache:
 
     async def _resolve(self, reference: str, since: float, moves: bool) -> PromptChoice:
         try:
-            choice = await self._source.prompt(reference)
+            async with self._places:
+                choice = await self._source.prompt(reference)
         except UnavailableError:
             if (kept := self._kept.get(reference)) is not None:
                 kept.asked_at, kept.stale = since, True
             raise
-        except Exception:
-            self._kept.pop(reference, None)
+        except Exception as error:
+            self._kept.forget(reference)
+            if isinstance(error, NotFoundError):
+                self._wrong.put(reference, _Wrong(str(error), since))
             raise
         finally:
             del self._asking[reference]
-        if len(self._kept) >= _CAPACITY and reference not in self._kept:
-            del self._kept[next(iter(self._kept))]
-        self._kept[reference] = _Kept(choice, since, moves)
+        self._wrong.forget(reference)
+        self._kept.put(reference, _Kept(choice, since, moves))
         return choice
 
 

@@ -22,6 +22,11 @@ class TokenBucket:
         self._level = float(per_minute)
         self._at = now
 
+    def limit(self, per_minute: int, now: float) -> None:
+        """Change how much it holds and gets; what is in it stays."""
+        self._level = min(per_minute, self.level(now))
+        self.per_minute = per_minute
+
     def level(self, now: float) -> float:
         """What is in it; below zero where more was used than was held back."""
         if now > self._at:
@@ -52,9 +57,14 @@ class Quota:
     """What a project may use, and uses."""
 
     def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None, *, now: float) -> None:
-        self._requests = None if requests_per_minute is None else TokenBucket(requests_per_minute, now=now)
-        self._tokens = None if tokens_per_minute is None else TokenBucket(tokens_per_minute, now=now)
+        self._requests = _limited(None, requests_per_minute, now)
+        self._tokens = _limited(None, tokens_per_minute, now)
         self._usual_tokens = _FIRST_GUESS_TOKENS
+
+    def limit(self, requests_per_minute: int | None, tokens_per_minute: int | None, *, now: float) -> None:
+        """Change the limits; what was used stays used."""
+        self._requests = _limited(self._requests, requests_per_minute, now)
+        self._tokens = _limited(self._tokens, tokens_per_minute, now)
 
     @property
     def limits(self) -> tuple[int | None, int | None]:
@@ -102,3 +112,10 @@ class Quota:
                 reset = f"{bucket.wait_s(bucket.per_minute, now):.3f}s".encode()
                 found += [(b"x-ratelimit-%s-%s" % (kind, name), value) for kind, value in (*values, (b"reset", reset))]
         return found
+
+
+def _limited(bucket: TokenBucket | None, per_minute: int | None, now: float) -> TokenBucket | None:
+    if bucket is None or per_minute is None:
+        return None if per_minute is None else TokenBucket(per_minute, now=now)
+    bucket.limit(per_minute, now)
+    return bucket

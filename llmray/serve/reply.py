@@ -24,7 +24,7 @@ class Reply:
         self.created = int(started)
 
     async def begin(self, backend: Backend) -> None:
-        """Await the first event of each answer.
+        """Await the first event of each answer; where one fails, or nobody waits any more, all are freed.
 
         Raises:
             RequestRefusedError: the engine cannot do what is asked.
@@ -32,10 +32,20 @@ class Reply:
         """
         if len(self.answers) == 1:
             return await self.answers[0].begin(backend)
-        begun = await asyncio.gather(*(answer.begin(backend) for answer in self.answers), return_exceptions=True)
-        if errors := [one for one in begun if isinstance(one, BaseException)]:
-            await self.abandon()
-            raise errors[0]
+        tasks = [asyncio.ensure_future(answer.begin(backend)) for answer in self.answers]
+        begun = False
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in tasks:
+                if task.done():
+                    task.result()
+            begun = True
+        finally:
+            if not begun:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await self.abandon()
         return None
 
     async def events(self) -> AsyncGenerator[tuple[int, TokenEvent], None]:
@@ -64,9 +74,12 @@ class Reply:
 
     async def complete(self) -> None:
         """Wait until every answer is there."""
-        async with aclosing(self.events()) as events:
-            async for _ in events:
-                pass
+        try:
+            async with aclosing(self.events()) as events:
+                async for _ in events:
+                    pass
+        finally:
+            await self.abandon()
 
     async def abandon(self) -> None:
         """Nobody wants it any more; nothing where it has ended."""

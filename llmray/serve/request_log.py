@@ -10,7 +10,7 @@ server's access log (it knows no output ids).
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmray.serve.metrics import GatewayMetrics
 from llmray.serve.ports import OutputRecord
@@ -26,13 +27,9 @@ from llmray.serve.traces import Traces
 
 logger = logging.getLogger("llmray.request")
 
+CLIENT_LEFT = 499
+"""Status, as proxies log it, where nobody reads the response; nothing was refused."""
 _FILE_BYTES = 64 << 20
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,7 +68,7 @@ class RequestLog:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         *,
         metrics: GatewayMetrics,
         traces: Traces | None = None,
@@ -107,7 +104,7 @@ class RequestLog:
             raise
         finally:
             _NOTES.reset(token)
-            if status >= 400:
+            if status >= 400 and status != CLIENT_LEFT:
                 self._metrics.refuse(status, noted.code)
             if span is not None:
                 span.end(status, noted.code, noted.model, noted.outputs)
@@ -115,7 +112,7 @@ class RequestLog:
 
     def _log(self, scope: Scope, noted: Notes, status: int, started: float) -> None:
         unwritten = 0
-        if 400 <= status < 500:
+        if 400 <= status < 500 and status != CLIENT_LEFT:
             unwritten = self._refusals.passed(started)
             if unwritten < 0:
                 return

@@ -40,7 +40,7 @@ def ranked(key: str, names: Iterable[str]) -> list[str]:
     return sorted(names, key=weight)
 
 
-def choose(key: str, loads: Mapping[str, int]) -> list[str]:
+def in_order(key: str, loads: Mapping[str, int]) -> list[str]:
     """Replicas to try for a key, in order.
 
     Args:
@@ -71,7 +71,7 @@ def prefix_key(request: EngineRequest) -> str | None:
 
 
 class AffinityRouter(RequestRouter):
-    """Serve's router by `choose`; each request keeps the replica that was chosen for it."""
+    """Serve's router by `in_order`; each request keeps the replica that was chosen for it."""
 
     def initialize_state(self, **kwargs: Any) -> None:
         """Take `by`: `session` or `prefix`."""
@@ -90,7 +90,7 @@ class AffinityRouter(RequestRouter):
             order = ranked(pending_request.metadata.internal_request_id, by_name)
             return [[by_name[name] for name in part] for part in (order[:2], order[2:]) if part]
         loads = {name: self._under_way(replica.replica_id) for name, replica in by_name.items()}
-        return [[by_name[name]] for name in choose(key, loads)]
+        return [[by_name[name]] for name in in_order(key, loads)]
 
     def _under_way(self, replica_id: ReplicaID) -> int:
         """As far as this process knows; zero for one that it has not heard of lately."""

@@ -38,12 +38,14 @@ class Sampler:
         """`mask` gives the tokens (V,) that a grammar allows next."""
         self.sampling = sampling
         self.greedy = sampling.temperature == 0.0 or sampling.top_k == 1
-        self._random = random.Random(sampling.seed)
+        self._random = random.Random(None if sampling.seed is None else sampling.seed % 2**64)
         self._mask = mask
         self._counts: dict[int, int] = {}
         self._penalized = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
         self.shapes_logits = bool(self._penalized or sampling.logit_bias or mask)
         """Whether logits are changed before anything else."""
+        self.masks = mask is not None
+        """Whether tokens may be forbidden."""
 
     def shape(self, logits_V: torch.Tensor) -> torch.Tensor:
         """Logits with bias, penalties and grammar; a new tensor."""
@@ -87,7 +89,12 @@ def draw(logits_RV: torch.Tensor, samplers: Sequence[Sampler]) -> list[Drawn | E
 def _one_token(sampler: Sampler, logits_V: torch.Tensor) -> int:
     if sampler.shapes_logits:
         logits_V = sampler.shape(logits_V)
-    return int(logits_V.argmax()) if sampler.greedy else pick(logits_V, sampler.sampling, sampler.uniform())
+    if not sampler.greedy:
+        return pick_token(logits_V, sampler.sampling, sampler.uniform())
+    token = int(logits_V.argmax())
+    if sampler.masks and not float(logits_V[token]) > -torch.inf:
+        raise ArithmeticError("no token is left to choose from: all are forbidden, or their logits are not numbers")
+    return token
 
 
 def report(logits_NV: torch.Tensor, tokens: Sequence[int], num_top: int) -> list[Drawn]:
@@ -101,7 +108,7 @@ def report(logits_NV: torch.Tensor, tokens: Sequence[int], num_top: int) -> list
     ]
 
 
-def pick(logits_V: torch.Tensor, sampling: Sampling, uniform: float) -> int:
+def pick_token(logits_V: torch.Tensor, sampling: Sampling, uniform: float) -> int:
     """The token on which `uniform`, of [0, 1), falls after temperature, top-k and top-p."""
     scores_V = logits_V / max(sampling.temperature, 1e-5)
     if 0 < sampling.top_k < len(scores_V):

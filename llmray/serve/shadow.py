@@ -16,12 +16,14 @@ from datetime import UTC, datetime
 from llmray.digest import fraction_of
 from llmray.serve.engine import EngineRequest, OverloadedError
 from llmray.serve.ports import Backend, OutputRecord
+from llmray.serve.text_log import output_size
 from llmray.serve.variants import Shadow
 
 logger = logging.getLogger(__name__)
 
 _AT_A_TIME = 4
 _WAITING = 256
+_WAITING_BYTES = 64 << 20
 _LONGEST_S = 120.0
 
 
@@ -44,12 +46,13 @@ class Shadower:
         self._clock = clock
         self._new_id = new_id
         self._copies: asyncio.Queue[tuple[EngineRequest, OutputRecord]] = asyncio.Queue(_WAITING)
+        self._waiting_bytes = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin to answer copies, on the running event loop."""
         loop = asyncio.get_running_loop()
-        self._copies = asyncio.Queue(_WAITING)
+        self._copies, self._waiting_bytes = asyncio.Queue(_WAITING), 0
         self._tasks = [loop.create_task(self._run(), name=f"shadow {number}") for number in range(_AT_A_TIME)]
 
     async def close(self) -> None:
@@ -73,10 +76,12 @@ class Shadower:
             return  # it could not say what it was asked for
         if fraction_of(f"shadow:{request.id}") * 100 >= shadow.share:
             return
-        try:
-            self._copies.put_nowait((request, answered))
-        except asyncio.QueueFull:
+        size = output_size(answered)
+        if self._copies.full() or self._waiting_bytes + size > _WAITING_BYTES:
             self.dropped += 1
+            return
+        self._copies.put_nowait((request, answered))
+        self._waiting_bytes += size
 
     async def join(self) -> None:
         """Wait until every copy that was taken is answered."""
@@ -85,6 +90,7 @@ class Shadower:
     async def _run(self) -> None:
         while True:
             request, answered = await self._copies.get()
+            self._waiting_bytes -= output_size(answered)
             try:
                 if (shadow := self._shadow()) is not None:
                     self._keep(await self._answer(shadow, request, answered))

@@ -16,7 +16,7 @@ from llmray.serve.reply import Reply
 from llmray.serve.tool_calls import Call, ToolCallReader
 
 
-class Shape(Protocol):
+class ResponseShape(Protocol):
     def whole(self) -> dict[str, Any]:
         """The response, once every answer has ended."""
         ...
@@ -30,7 +30,7 @@ class Shape(Protocol):
         ...
 
 
-def shape_of(body: ChatRequest | CompletionRequest, reply: Reply) -> Shape:
+def response_shape(body: ChatRequest | CompletionRequest, reply: Reply) -> ResponseShape:
     """The shape that a request is answered in."""
     return ChatShape(body, reply) if isinstance(body, ChatRequest) else CompletionShape(body, reply)
 

@@ -13,7 +13,7 @@ from llmray.errors import LLMRayError
 from llmray.serve.protocol import ApiError, as_api_error
 from llmray.serve.reply import Reply
 from llmray.serve.request_log import notes
-from llmray.serve.shapes import Shape
+from llmray.serve.shapes import ResponseShape
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 class EventStream(StreamingResponse):
     """Closes its reply also when the client left before the first byte."""
 
-    def __init__(self, reply: Reply, shape: Shape, headers: dict[str, str], *, with_usage: bool) -> None:
+    def __init__(self, reply: Reply, shape: ResponseShape, headers: dict[str, str], *, with_usage: bool) -> None:
         self._reply = reply
         self._content = _events(reply, shape, with_usage=with_usage)
         headers = {"cache-control": "no-cache", **headers}
@@ -35,7 +35,7 @@ class EventStream(StreamingResponse):
             await self._reply.abandon()
 
 
-async def _events(reply: Reply, shape: Shape, *, with_usage: bool) -> AsyncGenerator[bytes, None]:
+async def _events(reply: Reply, shape: ResponseShape, *, with_usage: bool) -> AsyncGenerator[bytes, None]:
     try:
         async with aclosing(reply.events()) as events:
             async for number, event in events:

@@ -56,9 +56,20 @@ def kept(record: OutputRecord, policy: TextLog) -> OutputRecord:
         return _without_texts(record)
 
 
-def text_bytes(record: OutputRecord) -> int:
-    """About how much memory the texts of an output take."""
-    return len(record.completion) + sum(len(str(message.get("content") or "")) for message in record.messages)
+def output_size(record: OutputRecord) -> int:
+    """About how many bytes of memory an output takes."""
+    return size_of((record.messages, record.variables, record.completion, record.sampling, record.documents))
+
+
+def size_of(value: Any) -> int:
+    """About how many bytes of memory a value takes, by its texts and numbers."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(str(name)) + size_of(item) for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return sum(map(size_of, value))
+    return 8
 
 
 def _without_texts(record: OutputRecord) -> OutputRecord:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import uvicorn
 
+import llmray as lr
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))
 from memory_ports import Bench
 
@@ -102,8 +104,8 @@ def test_prompts_are_made_labelled_and_rolled_back_from_afar(llmray_home: Path) 
         client.protect_label("ask@production")
         with pytest.raises(InputError, match="evidence is missing"):
             client.label_prompt("ask@production", 2)
-        client.label_prompt("ask@production", 2, evidence={"decision": "promote"})
-        client.protect_label("ask@production", False)
+        client.label_prompt("ask@production", 2, evidence=lr.record_verdict("ask:2", {"decision": "promote"}))
+        lr.protect_label("ask@production", False)
         client.delete_label("ask@production", reason="no more & never")
         with pytest.raises(NotFoundError):
             client.prompt("ask@production")

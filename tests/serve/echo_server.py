@@ -7,8 +7,9 @@ import sys
 
 import uvicorn
 
+from llmray.serve.core import Gateway
 from llmray.serve.echo_engine import EchoEngine
-from llmray.serve.gateway import Gateway, create_app
+from llmray.serve.gateway import create_app
 from llmray.serve.ports import Ports
 from llmray.serve.variants import GatewayConfig, Variant
 

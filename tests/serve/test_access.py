@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from memory_ports import Bench
 from llmray.errors import UnavailableError
 from llmray.serve import keys as keys_module
 from llmray.serve.access import AccessControl
+from llmray.serve.embedder import Embedded
 from llmray.serve.gateway import create_app
 from llmray.serve.keys import FRESH_S, GRACE_S, HOLDS_S, Keys
 from llmray.serve.ports import Key
@@ -60,8 +63,8 @@ class Door:
 
     def __init__(self, ring: MemoryRing, *, client: str = "10.0.0.9", peers_known: bool = True) -> None:
         self.bench, self.ring, self.clock = Bench(), ring, Clock()
-        app = AccessControl(create_app(self.bench.gateway), ring, peers_known=peers_known, clock=self.clock)
-        self._transport = httpx.ASGITransport(app, client=(client, 5000))
+        self.app = AccessControl(create_app(self.bench.gateway), ring, peers_known=peers_known, clock=self.clock)
+        self._transport = httpx.ASGITransport(self.app, client=(client, 5000))
 
     def play(self, scenario: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> Any:
         async def run() -> Any:
@@ -200,7 +203,7 @@ def test_the_registry_may_go_away() -> None:
 
 
 def test_a_flood_of_wrong_keys_is_forgotten_and_pushes_out_no_good_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys_module, "_MOST_WRONG", 10)
+    monkeypatch.setattr(keys_module, "MOST_WRONG", 10)
     ring = MemoryRing(good=key())
     known = Keys(ring, clock=Clock())
 
@@ -215,6 +218,54 @@ def test_a_flood_of_wrong_keys_is_forgotten_and_pushes_out_no_good_one(monkeypat
         assert ring.asked == asked
 
     asyncio.run(scenario())
+
+
+def test_limits_that_change_give_nothing_back() -> None:
+    ring = MemoryRing(old=key(requests_per_minute=3), new=key(requests_per_minute=2, tokens_per_minute=10_000))
+    door = Door(ring)
+
+    async def scenario(client: httpx.AsyncClient) -> list[int]:
+        tokens = [{"authorization": f"Bearer lr-1-{name}"} for name in ("old", "new") * 3]
+        return [(await client.post("/v1/chat/completions", json=CHAT, headers=each)).status_code for each in tokens]
+
+    assert door.play(scenario) == [200, 200, 200, 429, 429, 429]
+
+
+def test_feedback_is_for_outputs_of_ones_own_project() -> None:
+    ring = MemoryRing(good=key(), other=replace(key(), project="others"))
+
+    async def scenario(client: httpx.AsyncClient) -> list[int]:
+        mine, others = ({"authorization": f"Bearer lr-1-{name}"} for name in ("good", "other"))
+        answers = [await client.post("/v1/chat/completions", json=CHAT, headers=mine) for _ in range(2)]
+        first, second = (answer.json()["id"] for answer in answers)
+        theirs = (await client.post("/v1/chat/completions", json=CHAT, headers=others)).json()["id"]
+        thumb = {"output_id": first, "kind": "thumb", "value": "up"}
+        over_theirs = {"output_id": first, "kind": "preference", "other_output_id": theirs}
+        asked = (thumb, mine), (thumb, others), (over_theirs, mine), (over_theirs | {"other_output_id": second}, mine)
+        return [(await client.post("/v1/feedback", json=body, headers=headers)).status_code for body, headers in asked]
+
+    assert Door(ring).play(scenario) == [200, 404, 404, 200]
+
+
+def test_embedded_tokens_are_charged_and_counted() -> None:
+    class Words:
+        async def embed(self, texts: list[str]) -> Embedded:
+            return Embedded(np.ones((len(texts), 1), np.float32), sum(len(text.split()) for text in texts))
+
+    door = Door(MemoryRing(good=key(tokens_per_minute=1000)))
+    door.bench.embedders["embed-app"] = Words()
+    door.bench.configure(embeddings={"words": "embed-app"})
+
+    async def scenario(client: httpx.AsyncClient) -> str:
+        client.headers["authorization"] = f"Bearer {GOOD}"
+        assert (await client.post("/v1/embeddings", json={"model": "words", "input": ["a b c", "d"] * 100})).is_success
+        return (await client.get("/metrics")).text
+
+    text = door.play(scenario)
+    [quota] = door.app._quotas.values()
+    assert dict(quota.headers(door.clock()))[b"x-ratelimit-remaining-tokens"] == b"600"
+    assert 'llmray_embedding_tokens_total{model="words"} 400.0' in text
+    assert 'llmray_embedding_requests_total{model="words"} 1.0' in text
 
 
 def test_one_lookup_answers_all_who_wait_and_outlives_who_leaves() -> None:

@@ -91,7 +91,7 @@ def test_what_was_taken_counts_before_the_engine_has_seen_it_and_no_longer_than_
     taken = [admission.enter(ask(20), IDLE) for _ in range(4)]
     with pytest.raises(OverloadedError, match="4 requests wait"):
         admission.enter(ask(20), IDLE)
-    assert (admission.waiting, admission.waiting_tokens, admission.refused) == (4, 80, 1)
+    assert (admission.waiting, admission.waiting_tokens) == (4, 80)
     taken[0].answered(20)
     taken[0].answered(20)
     assert admission.waiting == 3
@@ -133,6 +133,24 @@ def test_text_counts_by_what_texts_had_in_tokens() -> None:
     place.answered(400)
     admission.enter(chat, IDLE)
     assert admission.waiting_tokens == 400
+
+
+def test_token_ids_teach_nothing_of_texts_and_a_text_has_hardly_more_tokens_than_characters() -> None:
+    admission = Admission(OBJECTIVE, clock=Clock())
+    text = EngineRequest(id="1", prompt="x" * 4000)
+    for _ in range(300):
+        place = admission.enter(ask(1000), IDLE)
+        place.answered(1000)
+        place.leave()
+    place = admission.enter(text, IDLE)
+    assert admission.waiting_tokens == 1000
+    place.leave()
+    for _ in range(300):  # a long template and tools around a word
+        place = admission.enter(EngineRequest(id="1", prompt="x"), IDLE)
+        place.answered(3000)
+        place.leave()
+    admission.enter(text, IDLE)
+    assert admission.waiting_tokens == 5000
 
 
 def words(replica: Any, text: str, **fields: Any) -> Any:

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,33 @@ def test_texts_become_the_models_vectors_at_length_one(folder: Path) -> None:
     assert found.vectors_ND == pytest.approx(wanted_ND, abs=1e-6)
     assert (found.vectors_ND.dtype, found.tokens) == (np.float32, 4 + 3 + 2)
     assert found.vectors_ND.tobytes() == again.vectors_ND.tobytes()
+
+
+def test_who_leaves_in_the_middle_is_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, steps = open_embedder(str(folder)), list[str]()
+    began, go = threading.Event(), threading.Event()
+
+    def embed(texts: Sequence[str]) -> None:
+        steps.append(f"{texts[0]} begins")
+        if texts[0] == "first":
+            began.set()
+            go.wait()
+        steps.append(f"{texts[0]} ends")
+
+    monkeypatch.setattr(engine, "_embed", embed)
+
+    async def leave() -> None:
+        first = asyncio.create_task(engine.embed(["first"]))
+        await asyncio.to_thread(began.wait)
+        first.cancel()
+        second = asyncio.create_task(engine.embed(["second"]))
+        for _ in range(3):  # long enough for it to begin, if it could
+            await asyncio.to_thread(str)
+        go.set()
+        await second
+
+    asyncio.run(leave())
+    assert steps == ["first begins", "first ends", "second begins", "second ends"]
 
 
 def test_a_text_that_is_too_long_is_refused_by_its_number(folder: Path) -> None:

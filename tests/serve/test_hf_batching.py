@@ -2,8 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,18 @@ import peft
 import pytest
 import torch
 from test_hf_engine import CHAT, ask, chat, listen
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from llmray.serve.detokenize import TokenTexts
-from llmray.serve.engine import EngineRequest, RequestRefusedError, Sampling
+from llmray.serve.engine import EngineRequest, OverloadedError, RequestRefusedError, Sampling
+from llmray.serve.grammar import Grammars
 from llmray.serve.hf_engine import HfEngine
+from llmray.serve.paged_attention import Span, _decode_padded
+from llmray.serve.prompt_ids import prompt_ids
 from llmray.serve.quantize import load
+from llmray.serve.sampling import Sampler, draw
+from llmray.serve.sequence import Sequence
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks transformers
 
@@ -64,14 +73,14 @@ def tokenizer(tiny_model: Path) -> Any:
 
 
 def completion(
-    prompt: str | Sequence[int], *, echo: bool = False, adapter: str | None = None, **sampling: Any
+    prompt: str | Items[int], *, echo: bool = False, adapter: str | None = None, **sampling: Any
 ) -> EngineRequest:
     fields = {"max_tokens": 20, "temperature": 0.0, **sampling}
     text = prompt if isinstance(prompt, str) else tuple(prompt)
     return EngineRequest(id="x", prompt=text, sampling=Sampling(**fields), echo=echo, adapter=adapter)
 
 
-def generated(model: Any, tokenizer: Any, ids: Sequence[int], count: int) -> str:
+def generated(model: Any, tokenizer: Any, ids: Items[int], count: int) -> str:
     with torch.inference_mode():
         answer = model.generate(torch.tensor([list(ids)]), max_new_tokens=count, do_sample=False)[0, len(ids) :]
     return str(tokenizer.decode(answer, skip_special_tokens=True))
@@ -213,6 +222,111 @@ def test_what_cannot_be_done_is_refused_by_name(engine: HfEngine, request_: Engi
     assert refusal.value.param == param
 
 
+@pytest.mark.parametrize("step", ["push", "echo", "read_prompt"])
+def test_a_request_that_fails_ends_alone(engine: HfEngine, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    honest = getattr(Sequence, step)
+
+    def fail(sequence: Sequence, *rest: Any) -> Any:
+        if sequence.request.id == "bad":
+            raise KeyError("token")
+        return honest(sequence, *rest)
+
+    monkeypatch.setattr(Sequence, step, fail)
+    good = completion("It joins", echo=True, logprobs=1)
+
+    async def one(request: EngineRequest) -> str:
+        return "".join([event.text async for event in engine.submit(request)])
+
+    async def together() -> list[str | BaseException]:
+        return await asyncio.gather(one(good), one(replace(good, id="bad")), one(good), return_exceptions=True)
+
+    first, failed, second = asyncio.run(together())
+    assert isinstance(failed, KeyError)
+    assert first == second == asyncio.run(one(good))
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenized(
+    engine: HfEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_tokenizing", None)
+    text = "x" * 1_000_000
+    for request, param in (
+        (completion(text), "prompt"),
+        (replace(chat(), messages=({"role": "user", "content": text},)), "messages"),
+    ):
+        with pytest.raises(RequestRefusedError, match="1000000 characters") as refusal:
+            ask(engine, request)
+        assert (refusal.value.param, refusal.value.code) == (param, "context_length_exceeded")
+
+
+def test_a_short_prompt_does_not_queue_behind_long_ones(engine: HfEngine) -> None:
+    began, go = threading.Event(), threading.Event()
+    engine._tokenizing.submit(lambda: (began.set(), go.wait()))
+    began.wait()
+    try:
+        assert ask(engine, chat(max_tokens=3))[0][2] == 3
+    finally:
+        go.set()
+
+
+def test_a_chat_that_comes_to_nothing_is_refused(tiny_model: Path) -> None:
+    tokenizer = load(tiny_model, "none", device="cpu").tokenizer
+    tokenizer.chat_template, tokenizer.bos_token = "{{ '' }}", None
+    with pytest.raises(RequestRefusedError, match="must not be empty") as refusal:
+        prompt_ids(chat(), tokenizer, vocabulary=400)
+    assert refusal.value.param == "messages"
+
+
+def test_a_schema_has_a_time_limit_and_keeps_nobody_else_waiting(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    grammars = Grammars(tokenizer, vocabulary=len(tokenizer), ends=[1], limit_s=0.2)
+    monkeypatch.setattr(grammars, "_compile", lambda _: go.wait())
+
+    async def several() -> list[Any]:
+        return await asyncio.gather(*(grammars.compile(str(number)) for number in range(3)), return_exceptions=True)
+
+    answers = asyncio.run(several())
+    go.set()
+    grammars.close()
+    assert [type(one) for one in answers] == [RequestRefusedError, RequestRefusedError, OverloadedError]
+    assert "too complex" in str(answers[0])
+
+
+def test_a_token_that_a_schema_forbids_is_an_error_and_so_is_none_left(tokenizer: Any) -> None:
+    grammars = Grammars(tokenizer, vocabulary=len(tokenizer), ends=[1])
+    grammar = asyncio.run(grammars.compile(SCHEMA))
+    [wrong] = tokenizer("x")["input_ids"]
+    with pytest.raises(RuntimeError, match="does not allow"):
+        grammar.push(wrong)
+    sampler = Sampler(Sampling(temperature=0.0), lambda: torch.zeros(4, dtype=torch.bool))
+    [drawn] = draw(torch.ones(1, 4), [sampler])
+    assert isinstance(drawn, ArithmeticError)
+
+
+def test_a_token_with_characters_that_are_no_bytes_stands_for_itself(tokenizer: Any) -> None:
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend["model"]["vocab"]["日x"] = len(tokenizer)
+    odd = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(backend)))
+    [*ids] = [len(tokenizer), *odd("é")["input_ids"]]
+    stream = TokenTexts(odd).stream()
+    assert "".join(map(stream.push, ids)) == odd.decode(ids) == "日xé"
+
+
+def test_neighbouring_seeds_draw_apart() -> None:
+    assert len({Sampler(Sampling(seed=seed)).uniform() for seed in (-1, 0, 1)}) == 3
+
+
+def test_padding_reads_no_request() -> None:
+    keys, values = torch.ones(5, 1, 8), torch.ones(5, 1, 8)
+    keys[0] = values[0] = torch.nan  # what a request that went wrong left
+    keys[4] = values[4] = 0.0
+    spans = [Span(0, 1, 0, torch.tensor([1])), Span(1, 1, 1, torch.tensor([2, 3]))]
+    out = _decode_padded(torch.ones(2, 1, 8), keys, values, spans, 1, scale=None, window=None)
+    assert torch.equal(out, torch.ones(2, 1, 8))
+
+
 def test_adapters_answer_beside_one_another(
     engine: HfEngine, adapters: dict[str, Path], tiny_model: Path, tokenizer: Any
 ) -> None:
@@ -234,7 +348,7 @@ def test_tools_reach_a_template_that_reads_them(tiny_model: Path) -> None:
         "{% endfor %}"
     )
     engine = HfEngine(loaded)
-    call = {"id": "c", "type": "function", "function": {"name": "join", "arguments": '{"path": "b"}'}}
+    call = {"id": "c", "type": "function", "function": {"name": "join", "arguments": {"path": "b"}}}
     messages = (*CHAT, {"role": "assistant", "content": None, "tool_calls": [call]})
     tools = ({"type": "function", "function": {"name": "join"}},)
     [events] = listen(

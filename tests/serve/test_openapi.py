@@ -56,6 +56,8 @@ def documented(*, answerable: bool) -> Any:
         body = document["paths"][f"/v1/{path}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
         fields = body["properties"]
         fields["model"] = {"const": model}
+        if "timeout_s" in fields:  # less would be over before there is an answer, which is a 504
+            fields["timeout_s"] = {"type": "number", "minimum": 60, "maximum": 86_400}
         if answerable and "messages" in fields:
             body["properties"] = fields = {name: fields[name] for name in fields.keys() - NEED_OTHERS}
             body["required"] = ["model", "messages"]

@@ -65,6 +65,7 @@ def test_alias_is_asked_again_after_a_second_and_a_version_never() -> None:
         with pytest.raises(NotFoundError):
             await get("ask@production")
         registry.up = False  # gone once, it is not served from memory again
+        now[0] += 1
         with pytest.raises(UnavailableError):
             await get("ask@production")
         with pytest.raises(InputError):
@@ -89,6 +90,28 @@ def test_a_registry_that_hangs_holds_nobody_up_and_is_asked_once() -> None:
         registry.let.set()
         while await get("ask@production") is not NEW:
             await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+
+
+def test_a_flood_of_wrong_names_does_not_reach_the_registry() -> None:
+    async def scenario() -> None:
+        registry, now = HangingRegistry(), [0.0]
+        get = asker(PromptCache(registry, clock=lambda: now[0]))
+        registry.let.clear()
+        asking = [asyncio.ensure_future(get(f"ask@wrong-{number}")) for number in range(100)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert registry.begun == 16  # at one time
+        registry.let.set()
+        assert {type(one) for one in await asyncio.gather(*asking, return_exceptions=True)} == {NotFoundError}
+        asked = registry.asked
+        with pytest.raises(NotFoundError):
+            await get("ask@wrong-7")
+        assert registry.asked == asked
+        registry.prompts["ask@wrong-7"] = ASK
+        now[0] = 1.0
+        assert await get("ask@wrong-7") is ASK
 
     asyncio.run(scenario())
 

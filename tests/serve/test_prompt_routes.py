@@ -10,6 +10,8 @@ import httpx
 import pytest
 from memory_ports import Bench
 
+import llmray as lr
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray Serve's own, from pydantic, as it is imported
     from llmray.deployment import RegistryBridge
@@ -98,13 +100,20 @@ def test_an_answer_resolves_to_all_that_made_it_at_once(llmray_home: Path) -> No
 
 def test_a_protected_label_needs_evidence(llmray_home: Path) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
-        protected = await client.post(f"{LABEL}/protection", json={"protected": True})
+        protected = await client.post(f"{LABEL}/protection", json={})
         assert protected.json()["versions"] == {}
-        for evidence in ({}, {"evidence": {"decision": "hold"}}):
+        passed, held, other = (
+            lr.record_verdict(version, {"decision": decision})
+            for version, decision in (("ask:1", "promote"), ("ask:1", "hold"), ("ask:2", "promote"))
+        )
+        for evidence in ({}, {"evidence": held}, {"evidence": other}, {"evidence": "nothing"}):
             refused = await client.post(LABEL, json={"version": 1, **evidence})
             assert (refused.status_code, refused.json()["error"]["code"]) == (409, "gate_refused")
-        moved = await client.post(LABEL, json={"version": 1, "evidence": {"decision": "promote"}})
+        moved = await client.post(LABEL, json={"version": 1, "evidence": passed})
         assert moved.json()["protected"] is True
+        split = {"versions": {"1": 90, "2": 10}}
+        assert (await client.post(LABEL, json={**split, "evidence": passed})).status_code == 409
+        assert (await client.post(LABEL, json={**split, "evidence": other})).json()["versions"] == {"1": 90, "2": 10}
         assert (await client.delete(LABEL)).status_code == 409
 
     play(scenario)
@@ -132,7 +141,9 @@ def test_a_protected_label_needs_evidence(llmray_home: Path) -> None:
         ("POST", "/v1/prompts/nobody/labels/production", {"version": 1}, 404),
         ("POST", "/v1/prompts/A B/labels/production", {"version": 1}, 404),
         ("POST", "/v1/prompts/ask/labels/A B", {"version": 1}, 400),
-        ("POST", "/v1/prompts/ask/labels/latest/protection", {"protected": True}, 400),
+        ("POST", "/v1/prompts/ask/labels/latest/protection", {}, 400),
+        ("POST", f"{LABEL}/protection", {"protected": False}, 400),
+        ("POST", LABEL, {"version": 1, "evidence": {"decision": "promote"}}, 400),
         ("POST", f"{LABEL}/rollback", {"reason": 1}, 400),
         ("POST", f"{LABEL}/rollback", {}, 404),
         ("DELETE", "/v1/prompts/%F0%9F%92%A3/labels/production", None, 404),

@@ -17,7 +17,7 @@ with warnings.catch_warnings():
 
 from llmray.serve.engine import EngineRequest
 from llmray.serve.engines import ModelArgs
-from llmray.serve.routing import NEVER_TOO_MANY, SHARE, AffinityRouter, choose, prefix_key, ranked, replica_options
+from llmray.serve.routing import NEVER_TOO_MANY, SHARE, AffinityRouter, in_order, prefix_key, ranked, replica_options
 
 NAMES = st.lists(st.text("abcdef0123456789", min_size=4, max_size=8), min_size=1, max_size=12, unique=True)
 
@@ -26,7 +26,7 @@ NAMES = st.lists(st.text("abcdef0123456789", min_size=4, max_size=8), min_size=1
 def test_no_replica_gets_more_than_its_share(names: list[str], keys: list[str]) -> None:
     loads = dict.fromkeys(names, 0)
     for number, key in enumerate(keys):
-        loads[choose(key, loads)[0]] += 1
+        loads[in_order(key, loads)[0]] += 1
         assert max(loads.values()) <= max(NEVER_TOO_MANY, math.ceil(SHARE * (number + 1) / len(names)))
 
 
@@ -35,7 +35,7 @@ def test_only_keys_of_a_replica_that_goes_move(names: list[str], key: str, gone:
     order = ranked(key, names)
     left = [name for name in names if name != names[gone % len(names)]]
     assert ranked(key, left) == [name for name in order if name in left]
-    assert sorted(choose(key, dict.fromkeys(names, 3))) == sorted(names)
+    assert sorted(in_order(key, dict.fromkeys(names, 3))) == sorted(names)
 
 
 def test_keys_spread_evenly_and_a_popular_one_overflows_to_the_same_neighbour() -> None:
@@ -44,9 +44,9 @@ def test_keys_spread_evenly_and_a_popular_one_overflows_to_the_same_neighbour() 
     assert min(counts.values()) > 850
     first, second = ranked("popular", names)[:2]
     busy = dict.fromkeys(names, 10)
-    assert choose("popular", busy)[0] == first
-    assert choose("popular", busy | {first: 14})[:1] == [second]
-    assert choose("popular", busy | {first: 14})[-1] == first
+    assert in_order("popular", busy)[0] == first
+    assert in_order("popular", busy | {first: 14})[:1] == [second]
+    assert in_order("popular", busy | {first: 14})[-1] == first
 
 
 def chat(*turns: tuple[str, str]) -> EngineRequest:
@@ -61,7 +61,7 @@ def test_turns_of_a_chat_and_prompts_that_begin_alike_share_a_key() -> None:
     assert prefix_key(EngineRequest(id="a", prompt=long + "1")) == prefix_key(EngineRequest(id="b", prompt=long + "2"))
     assert prefix_key(EngineRequest(id="a", prompt=(1, 2, 3))) == "1,2,3"
     assert prefix_key(EngineRequest(id="a", prompt="")) is None
-    assert choose("\ud800", {"a": 0, "b": 0})
+    assert in_order("\ud800", {"a": 0, "b": 0})
     assert prefix_key(chat(("user", None))) is not None  # type: ignore[arg-type]
 
 

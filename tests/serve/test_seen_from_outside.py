@@ -211,6 +211,25 @@ def test_a_flood_of_refusals_is_counted_rather_than_written(caplog: pytest.LogCa
     assert figures(metrics.text({}, None))["llmray_request_refused_total", "overloaded", "429"] == 1001
 
 
+def test_who_left_was_refused_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "llmray.request")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 499})
+
+    async def send(_: Any) -> None: ...
+
+    async def scenario() -> None:
+        log = RequestLog(app, metrics=metrics, clock=lambda: 1000.0, most_refusals_per_s=1)
+        for _ in range(3):
+            await log({"type": "http", "path": "/v1/completions", "method": "POST", "headers": []}, None, send)  # type: ignore[arg-type]
+
+    metrics = GatewayMetrics()
+    asyncio.run(scenario())
+    assert [line["status"] for line in lines(caplog)] == [499] * 3
+    assert not any(name == "llmray_request_refused_total" for name, *_ in figures(metrics.text({}, None)))
+
+
 def spans_of(exporter: InMemorySpanExporter) -> dict[str, Any]:
     return {span.name: span for span in exporter.get_finished_spans()}
 

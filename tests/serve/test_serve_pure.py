@@ -98,9 +98,10 @@ def test_outbox_batches_keeps_order_and_empties_on_close() -> None:
 def test_outbox_counts_what_it_drops_and_passes_by_what_is_refused() -> None:
     async def scenario() -> None:
         kept: list[int] = []
-        up = [False]
+        up, sends = [False], [0]
 
         async def send(batch: Sequence[int]) -> None:
+            sends[0] += 1
             if not up[0]:
                 raise UnavailableError("away")
             if 3 in batch:
@@ -122,6 +123,60 @@ def test_outbox_counts_what_it_drops_and_passes_by_what_is_refused() -> None:
         tap.put(1)
         await tap.flush()
         assert (len(tap), tap.dropped) == (0, 1)
+        for number in range(100):
+            tap.put(number)
+        tried = sends[0]
+        await tap.flush()
+        assert (len(tap), tap.dropped, sends[0] - tried) == (0, 101, 1)  # one that hangs is not waited for item by item
+
+    asyncio.run(scenario())
+
+
+def test_outbox_sends_less_at_a_time_where_a_batch_is_too_much() -> None:
+    async def scenario() -> None:
+        sent: list[list[str]] = []
+        most = [10**6]
+
+        async def send(batch: Sequence[str]) -> None:
+            if sum(map(len, batch)) > most[0]:
+                raise UnavailableError("not within 5 s")
+            sent.append(list(batch))
+
+        box: Outbox[str] = Outbox("test", send, size=len, batch_bytes=10)
+        for item in ("1234", "123456", "12345678901", "1", "2"):
+            box.put(item)
+        await box.flush()
+        assert sent == [["1234", "123456"], ["12345678901"], ["1", "2"]]
+        sent.clear()
+        most[0] = 2
+        for number in range(8):
+            box.put(str(number))
+        for _ in range(8):
+            await box.flush()
+        assert [one for batch in sent for one in batch] == list("01234567")
+
+    asyncio.run(scenario())
+
+
+def test_those_who_flush_together_wait_for_one_sending() -> None:
+    async def scenario() -> None:
+        begun, let = 0, asyncio.Event()
+
+        async def send(batch: Sequence[int]) -> None:
+            nonlocal begun
+            begun += 1
+            await let.wait()
+            raise UnavailableError("away")
+
+        box: Outbox[int] = Outbox("test", send)
+        box.put(1)
+        waiting = [asyncio.ensure_future(box.flush()) for _ in range(50)]
+        await asyncio.sleep(0)
+        waiting += [asyncio.ensure_future(box.flush()) for _ in range(50)]
+        await asyncio.sleep(0)
+        let.set()
+        await asyncio.gather(*waiting)
+        assert begun <= 2
 
     asyncio.run(scenario())
 

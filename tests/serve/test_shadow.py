@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import pytest
 from memory_ports import Bench, BreakingEngine, SlowEngine
 
+from llmray.serve import shadow as shadow_module
 from llmray.serve.core import Gateway
 from llmray.serve.echo_engine import EchoEngine
 from llmray.serve.engine import EngineRequest, OverloadedError, TokenEvent
@@ -68,6 +69,20 @@ def test_shadow_gets_copies_and_its_answers_are_kept_beside_those_of_people() ->
     assert unheard.messages == heard.messages
     assert "shadow" not in bench.gateway.traffic()  # copies are nobody's requests
     assert len(bench.monitor.seen) == 1
+
+
+def test_copies_are_bounded_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shadow_module, "_WAITING_BYTES", 300)
+    bench = shadowed(EchoEngine())
+
+    async def scenario() -> None:
+        for _ in range(2):
+            await asyncio.gather(*(ask(bench.gateway) for _ in range(20)))
+            await bench.gateway.shadower.join()
+        assert 0 < bench.gateway.shadower.dropped < 40
+        assert bench.gateway.shadower._waiting_bytes == 0
+
+    run(bench, scenario)
 
 
 def test_share_of_the_requests_is_copied() -> None:

@@ -10,7 +10,7 @@ from memory_ports import Bench, finish
 
 from llmray.serve.ports import OutputRecord
 from llmray.serve.protocol import ChatRequest
-from llmray.serve.text_log import kept
+from llmray.serve.text_log import kept, output_size
 from llmray.serve.variants import TextLog
 
 RECORD = OutputRecord(
@@ -72,6 +72,19 @@ def test_an_output_that_keeps_its_texts_keeps_them_at_any_larger_share(
     assert replace(none, messages=RECORD.messages, variables=RECORD.variables, completion=RECORD.completion) == replace(
         record, text_kept=False
     )
+
+
+def test_the_size_of_an_output_knows_all_that_a_client_can_fill() -> None:
+    big = "x" * 10_000
+    for change in (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": big}]}]},
+        {"variables": {"a": big}},
+        {"sampling": {"tools": [{"function": {"description": big}}]}},
+        {"sampling": {"metadata": {big: "1"}}},
+        {"documents": [{"id": "1", "text": big}]},
+        {"completion": big},
+    ):
+        assert output_size(replace(RECORD, **change)) > 10_000  # type: ignore[arg-type]
 
 
 def test_a_text_that_cannot_be_masked_is_not_kept() -> None:
