@@ -35,6 +35,7 @@ import orjson
 from machine import headline, versions, write_result
 
 from llmray import console
+from llmray.bridge import let_others_first
 from llmray.registry.records import Output
 from llmray.registry.registry import Registry
 from llmray.serve.core import Gateway
@@ -214,6 +215,7 @@ async def writer(database: Path) -> AsyncIterator[PipeSink]:
 
 
 def _write(pipe: Connection, database: str) -> None:
+    let_others_first()
     with Registry.open(f"sqlite:///{database}") as registry:
         while True:
             try:

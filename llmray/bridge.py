@@ -5,6 +5,7 @@ each replica.
 """
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
@@ -33,6 +34,7 @@ class RegistryBridge(RegistryPrompts):
         from llmray.registry.records import Feedback, Output
         from llmray.registry.registry import Registry
 
+        let_others_first()
         self._output_type, self._feedback_type = Output, Feedback
         super().__init__(Registry.open(url, busy_timeout_s=busy_timeout_s))
 
@@ -102,6 +104,13 @@ class BridgeAlerts:
     async def alarm(self, payload: Mapping[str, Any]) -> None:
         """Keep an alarm."""
         await serve.get_deployment_handle(REGISTRY, self._app).alarm.remote(dict(payload))
+
+
+def let_others_first() -> None:
+    """Have this process never take a core from one that serves: woken for a batch, it would hold a gateway on the same core
+    up for milliseconds. Where the system has no such class of processes, nothing changes."""
+    if hasattr(os, "SCHED_BATCH"):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _shallow(record: Any) -> dict[str, Any]:
