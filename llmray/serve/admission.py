@@ -19,6 +19,9 @@ _HALF_LIFE_S = 10.0
 """An observation counts half as much after this long: a model that was slow for a moment is not refused for long."""
 _PRIOR_TOKENS = 64.0
 """How many observed tokens weigh as much as the speed that the engine says of itself."""
+_FARTHEST = 4.0
+"""How many times the longest wait of late an estimate may be, where the engine says no speed of its own: one whose first
+token takes half a second whatever the queue looks slow to few requests, and a burst must not be refused for it."""
 _MARGIN = 0.8
 """Share of the objective that an estimated delay may fill. Under overload the queue stands at its bound all the time, and an
 estimate that is right in the mean would be wrong for every other request."""
@@ -128,7 +131,9 @@ class Admission:
             running=self.requests - self.waiting,
             waiting=self.waiting,
             waiting_tokens=max(self.waiting_tokens, load.waiting_tokens),
-            prefill_tokens_per_s=self._speed.tokens_per_s(load.prefill_tokens_per_s, now),
+            prefill_tokens_per_s=self._speed.tokens_per_s(
+                load.prefill_tokens_per_s, now, queued=max(self.waiting_tokens, load.waiting_tokens)
+            ),
         )
 
     def _length(self, request: EngineRequest) -> tuple[int, int]:
@@ -178,21 +183,25 @@ class _Speed:
     """Tokens a second that a queue got through lately: a ratio of sums that fade with time."""
 
     def __init__(self) -> None:
-        self._tokens = self._seconds = self._at = 0.0
+        self._tokens = self._seconds = self._longest_s = self._at = 0.0
 
     def observe(self, tokens: int, seconds: float, now: float) -> None:
         self._fade(now)
         self._tokens += tokens
         self._seconds += seconds
+        self._longest_s = max(self._longest_s, seconds)
 
-    def tokens_per_s(self, prior: float | None, now: float) -> float | None:
+    def tokens_per_s(self, prior: float | None, now: float, *, queued: int) -> float | None:
         """The speed, drawn towards what is known beforehand; None while nothing is."""
         self._fade(now)
         if prior is not None and prior > 0:
             return (self._tokens + _PRIOR_TOKENS) / (self._seconds + _PRIOR_TOKENS / prior)
-        return self._tokens / self._seconds if self._tokens >= 1 and self._seconds > 0 else None
+        if self._tokens < 1 or self._seconds <= 0:
+            return None
+        return max(self._tokens / self._seconds, queued / (_FARTHEST * self._longest_s))
 
     def _fade(self, now: float) -> None:
         if now > self._at:
             share = 0.5 ** ((now - self._at) / _HALF_LIFE_S)
             self._tokens, self._seconds, self._at = self._tokens * share, self._seconds * share, now
+            self._longest_s *= share

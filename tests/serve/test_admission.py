@@ -123,6 +123,22 @@ def test_the_speed_is_learned_from_what_waited_and_forgotten() -> None:
     admission.enter(ask(200), fast)
 
 
+def test_an_engine_that_is_slow_to_begin_and_not_by_its_queue_takes_a_burst() -> None:
+    clock = Clock()
+    admission = Admission(Objective(ttft_s=10.0, max_waiting=99, max_requests=99), clock=clock)
+    silent = load(prefill_tokens_per_s=None)
+
+    def serve(count: int) -> None:
+        places = [admission.enter(ask(42), silent) for _ in range(count)]
+        clock.now += 0.5  # to the first token, whatever waits
+        for place in places:
+            place.answered(42)
+            place.leave()
+
+    serve(2)
+    serve(60)
+
+
 def test_text_counts_by_what_texts_had_in_tokens() -> None:
     admission = Admission(OBJECTIVE, clock=Clock())
     chat = EngineRequest(
