@@ -36,13 +36,13 @@ from machine import headline, versions, write_result
 
 from llmray import console
 from llmray.bridge import let_others_first
-from llmray.registry.records import Output
+from llmray.outputs import Output
 from llmray.registry.registry import Registry
 from llmray.serve.core import Gateway
 from llmray.serve.echo_engine import EchoEngine
 from llmray.serve.outbox import Outbox
 from llmray.serve.packing import pack, unpack
-from llmray.serve.ports import OutputRecord, Ports
+from llmray.serve.ports import Ports
 from llmray.serve.protocol import ChatRequest
 from llmray.serve.variants import GatewayConfig, Variant
 
@@ -119,7 +119,7 @@ def plain(database: Path, outputs: int) -> float:
     """Outputs a second by the standard library, into the registry's own table."""
     Registry.open(f"sqlite:///{database}").close()
     made = [record(number) for number in range(outputs)]
-    names = [field.name for field in fields(OutputRecord)]
+    names = [field.name for field in fields(Output)]
     statement = f"INSERT OR IGNORE INTO outputs ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
     connection = sqlite3.connect(database, isolation_level=None)
     connection.execute("PRAGMA synchronous=FULL")
@@ -225,13 +225,13 @@ def _write(pipe: Connection, database: str) -> None:
             if packed is None:
                 pipe.send(registry.output_count())
                 continue
-            registry.put_outputs(unpack(packed, Output))
+            registry.put_outputs(unpack(packed))
             pipe.send(len(packed))
 
 
-def record(number: int) -> OutputRecord:
+def record(number: int) -> Output:
     """An output such as a chat leaves."""
-    return OutputRecord(
+    return Output(
         id=f"{number:032x}",
         at=datetime.now(UTC),
         prompt_digest="d" * 64,

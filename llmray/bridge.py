@@ -7,16 +7,16 @@ each replica.
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
 from ray import serve
 
 from llmray.errors import NotFoundError
+from llmray.outputs import Feedback, Output
 from llmray.prompt_store import RegistryPrompts
 from llmray.serve.packing import unpack
-from llmray.serve.ports import FeedbackRecord, Key, OutputRecord
+from llmray.serve.ports import Key
 from llmray.serve.replica import REGISTRY
 
 
@@ -31,23 +31,20 @@ class RegistryBridge(RegistryPrompts):
             busy_timeout_s: how long SQLite waits for its turn; less than those who ask wait for an answer.
         """
         # imported here: building the other applications, in processes of their own, needs no database library
-        from llmray.registry.records import Feedback, Output
         from llmray.registry.registry import Registry
 
         let_others_first()
-        self._output_type, self._feedback_type = Output, Feedback
         super().__init__(Registry.open(url, busy_timeout_s=busy_timeout_s))
 
     async def put_packed(self, packed: Sequence[bytes]) -> None:
         """Keep answers that come from another process."""
-        await asyncio.to_thread(lambda: self._registry.put_outputs(unpack(packed, self._output_type)))
+        await asyncio.to_thread(lambda: self._registry.put_outputs(unpack(packed)))
 
-    async def put_feedback(self, feedback: FeedbackRecord) -> None:
+    async def put_feedback(self, feedback: Feedback) -> None:
         """Keep feedback on answers that are there."""
-        record = self._feedback_type(**_shallow(feedback))
-        await asyncio.to_thread(self._registry.put_feedback, record)
+        await asyncio.to_thread(self._registry.put_feedback, feedback)
 
-    async def output(self, output_id: str) -> OutputRecord:
+    async def output(self, output_id: str) -> Output:
         """One answer.
 
         Raises:
@@ -56,7 +53,7 @@ class RegistryBridge(RegistryPrompts):
         found = await asyncio.to_thread(self._registry.output, output_id)
         if found is None:
             raise NotFoundError(f"there is no output {output_id}")
-        return OutputRecord(**_shallow(found))
+        return found
 
     async def key(self, token: str) -> Key | None:
         """Whom a token stands for."""
@@ -111,7 +108,3 @@ def let_others_first() -> None:
     up for milliseconds. Where the system has no such class of processes, nothing changes."""
     if hasattr(os, "SCHED_BATCH"):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
-def _shallow(record: Any) -> dict[str, Any]:
-    return {field.name: getattr(record, field.name) for field in fields(record)}

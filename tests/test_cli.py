@@ -16,7 +16,7 @@ from llmray import artifact
 from llmray.artifact import Artifact
 from llmray.cli import main
 from llmray.digest import digest_of
-from llmray.registry.records import Feedback, Output
+from llmray.outputs import Feedback, Output
 from llmray.registry.registry import Registry
 
 AT = datetime(2026, 1, 31, 13, tzinfo=UTC)

@@ -16,12 +16,12 @@ with warnings.catch_warnings():
 
 from llmray import artifact
 from llmray.errors import ConfigError, InputError, NotFoundError
+from llmray.outputs import Feedback, Output
 from llmray.serve.engine import EngineRequest
 from llmray.serve.engines import ModelArgs, checked_folder, open_engine
 from llmray.serve.packing import pack
-from llmray.serve.ports import FeedbackRecord, OutputRecord
 
-OUTPUT = OutputRecord(
+OUTPUT = Output(
     id="out1",
     at=datetime(2026, 1, 1, tzinfo=UTC),
     prompt_digest=None,
@@ -128,7 +128,7 @@ def test_bridge_keeps_outputs_feedback_and_each_alarm_once(llmray_home: Path) ->
         )
         with pytest.raises(NotFoundError):
             await bridge.output("out2")
-        feedback = FeedbackRecord(
+        feedback = Feedback(
             id="f1",
             output_id="out2",
             kind="thumb",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from llmray.errors import NotFoundError
-from llmray.registry.records import Output
+from llmray.outputs import Output
 from llmray.registry.registry import Registry
 
 _WORDS = 300

@@ -8,9 +8,9 @@ from typing import Any, get_args
 from sqlalchemy import Row, Select, func, select
 
 from llmray.errors import InputError, NotFoundError
+from llmray.outputs import Feedback, FeedbackKind, Output
 from llmray.registry import schema
 from llmray.registry.database import Part, insert_new
-from llmray.registry.records import Feedback, FeedbackKind, Output
 
 _NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Output, Feedback)}
 

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from llmray.errors import InputError, NotFoundError
-from llmray.registry.records import Edge, Output
+from llmray.outputs import Output
+from llmray.registry.records import Edge
 from llmray.registry.registry import Registry
 
 _SHOWN_OUTPUTS = 5

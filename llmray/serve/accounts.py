@@ -11,12 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from llmray.outputs import Output
 from llmray.serve.cost import SharedTime
 from llmray.serve.engine import EngineRequest
 from llmray.serve.metrics import EngineLoads, GatewayMetrics
 from llmray.serve.outbox import Outbox
 from llmray.serve.packing import pack
-from llmray.serve.ports import Observation, OutputRecord, OutputSink, Watcher
+from llmray.serve.ports import Observation, OutputSink, Watcher
 from llmray.serve.tally import Tally
 from llmray.serve.text_log import kept, output_size, size_of
 from llmray.serve.variants import TextLog
@@ -26,7 +27,7 @@ from llmray.serve.variants import TextLog
 class _Unmasked:
     """An output whose texts are masked when it is sent, off the request path."""
 
-    record: OutputRecord
+    record: Output
     policy: TextLog
 
 
@@ -36,7 +37,7 @@ class Accounts:
         outputs: OutputSink | None,
         *,
         monitor: Callable[[], Watcher | None],
-        shadow: Callable[[EngineRequest, OutputRecord], None] | None = None,
+        shadow: Callable[[EngineRequest, Output], None] | None = None,
         text_log: Callable[[], TextLog] = TextLog,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -110,13 +111,13 @@ class Accounts:
             self._shared[app] = SharedTime(self.now)
         return self._shared[app]
 
-    def keep(self, record: OutputRecord) -> None:
+    def keep(self, record: Output) -> None:
         """Queue an output for the log, where there is one."""
         if self._outputs is not None:
             policy = self._text_log()
             self._log.put(_Unmasked(record, policy) if policy.redact else pack(kept(record, policy)))
 
-    def show(self, record: OutputRecord, request: EngineRequest, text: str | None) -> None:
+    def show(self, record: Output, request: EngineRequest, text: str | None) -> None:
         """Show an answer to the shadow and the monitor.
 
         Args:

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from llmray.outputs import Output
 from llmray.serve.access import Caller, caller
 from llmray.serve.accounts import Accounts
 from llmray.serve.engine import (
@@ -24,7 +25,7 @@ from llmray.serve.engine import (
 )
 from llmray.serve.metrics import Ended
 from llmray.serve.planning import Plan
-from llmray.serve.ports import Backend, OutputRecord
+from llmray.serve.ports import Backend
 from llmray.serve.request_log import notes
 from llmray.serve.tally import shape_of
 from llmray.serve.variants import Variant
@@ -196,9 +197,9 @@ class Answer:
         if self._events is not None:
             await self._events.aclose()
 
-    def _record(self, outcome: str, latency_s: float, share_s: float) -> OutputRecord:
+    def _record(self, outcome: str, latency_s: float, share_s: float) -> Output:
         plan = self.plan
-        return OutputRecord(
+        return Output(
             id=self.id,
             at=datetime.fromtimestamp(self._started, UTC),
             prompt_digest=None if plan.prompt is None else plan.prompt.digest,

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from llmray.errors import InputError, LLMRayError, NotFoundError, UnavailableError
+from llmray.outputs import Feedback, Output
 from llmray.serve.access import caller
 from llmray.serve.accounts import Accounts
 from llmray.serve.answer import Answer, in_time
@@ -19,7 +20,7 @@ from llmray.serve.engine import DeadlineExceededError, EngineLoad, EngineRequest
 from llmray.serve.metrics import EngineLoads
 from llmray.serve.outbox import INTERVAL_S
 from llmray.serve.planning import Plan, make_plans
-from llmray.serve.ports import Backend, FeedbackRecord, OutputRecord, Ports, PromptTemplate, Watcher
+from llmray.serve.ports import Backend, Ports, PromptTemplate, Watcher
 from llmray.serve.prompts import PromptCache
 from llmray.serve.protocol import (
     ApiError,
@@ -208,7 +209,7 @@ class Gateway:
         )
         return any(not isinstance(one, BaseException) for one in asked)
 
-    async def give_feedback(self, body: FeedbackRequest) -> FeedbackRecord:
+    async def give_feedback(self, body: FeedbackRequest) -> Feedback:
         """Attach feedback to an output.
 
         Raises:
@@ -221,7 +222,7 @@ class Gateway:
             await self.output(body.output_id)
             if body.other_output_id is not None:
                 await self.output(body.other_output_id)
-        feedback = FeedbackRecord(
+        feedback = Feedback(
             id=self._new_id(),
             output_id=body.output_id,
             kind=body.kind,
@@ -235,7 +236,7 @@ class Gateway:
         self.accounts.metrics.feedback.labels(body.kind).inc()
         return feedback
 
-    async def output(self, output_id: str) -> OutputRecord:
+    async def output(self, output_id: str) -> Output:
         """Where an answer came from.
 
         Raises:
@@ -322,7 +323,7 @@ class Gateway:
     def _shadow(self) -> Shadow | None:
         return None if self.config is None else self.config.shadow
 
-    def _offer(self, request: EngineRequest, answered: OutputRecord) -> None:
+    def _offer(self, request: EngineRequest, answered: Output) -> None:
         self.shadower.offer(request, answered)
 
     def _text_log(self) -> TextLog:

@@ -10,11 +10,11 @@ import orjson
 from fastapi import FastAPI
 from fastapi.responses import Response
 
+from llmray.outputs import Output
 from llmray.serve import openapi
 from llmray.serve.core import Gateway
-from llmray.serve.ports import OutputRecord
 
-_OUTPUT = openapi.record(object={"const": "output"}, **{field.name: {} for field in fields(OutputRecord)})
+_OUTPUT = openapi.record(object={"const": "output"}, **{field.name: {} for field in fields(Output)})
 
 
 def add_output_routes(app: FastAPI, gateway: Gateway) -> None:

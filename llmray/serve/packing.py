@@ -6,27 +6,24 @@ and JSON (half a surrogate pair breaks it, and moments come back as texts).
 """
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from operator import attrgetter
-from typing import TypeVar
 
-from llmray.serve.ports import OutputRecord
+from llmray.outputs import Output
 
-Kept = TypeVar("Kept")
-
-_NAMES = tuple(field.name for field in fields(OutputRecord))
+_NAMES = tuple(field.name for field in fields(Output))
 _values = attrgetter(*_NAMES)
 
 
-def pack(output: OutputRecord) -> bytes:
+def pack(output: Output) -> bytes:
     """An output as bytes."""
     return pickle.dumps(_values(output), protocol=5)
 
 
-def unpack(packed: Sequence[bytes], kind: Callable[..., Kept]) -> list[Kept]:
-    """The outputs again, as `kind`, which has the fields of `OutputRecord`.
+def unpack(packed: Sequence[bytes]) -> list[Output]:
+    """The outputs again.
 
     Only from processes of ours, as with anything that Ray carries.
     """
-    return [kind(**dict(zip(_NAMES, pickle.loads(one), strict=True))) for one in packed]  # noqa: S301
+    return [Output(**dict(zip(_NAMES, pickle.loads(one), strict=True))) for one in packed]  # noqa: S301

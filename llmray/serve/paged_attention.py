@@ -210,7 +210,7 @@ def _probe(model: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
             logits_to_keep=torch.zeros(1, dtype=torch.long, device=model.device),
             step=probe,
         )
-    except (TypeError, ValueError, NotImplementedError) as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"the engine hf cannot batch {name}: {error}: serve it with the engine external") from error
     layers = model.config.get_text_config().num_hidden_layers
     if sorted(probe.shapes) != list(range(layers)):
@@ -235,7 +235,7 @@ def _attention(  # noqa: PLR0917 - transformers' signature
     """What transformers calls in each layer, with tensors (1, heads, T, D)."""
     for name in ("softcap", "s_aux", "position_bias"):
         if more.get(name) is not None:
-            raise NotImplementedError(f"its attention uses {name}")
+            raise ValueError(f"its attention uses {name}")
     if step is None:
         raise ValueError(f"{ATTENTION} attention needs a step")
     if isinstance(step, _Probe):

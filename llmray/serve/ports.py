@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypedDict
 
+from llmray.outputs import Feedback, Output
 from llmray.serve.engine import EngineRequest, TokenEvent
 
 
@@ -85,50 +86,6 @@ class LabelChange:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OutputRecord:
-    """Where one answer came from, and what it was."""
-
-    id: str
-    at: datetime
-    """When the request arrived, UTC."""
-    prompt_digest: str | None
-    prompt_reference: str | None
-    """As the client wrote it: `ask-docs@production`."""
-    variables: Mapping[str, str]
-    messages: Sequence[Mapping[str, Any]]
-    """As rendered: what the model read; empty where texts are not kept."""
-    completion: str
-    """Empty where texts are not kept."""
-    finish_reason: str
-    """`stop`, `length`, `cancelled` (the client left), `deadline` (its time was over) or `error`."""
-    model_digest: str
-    variant: str
-    quantization: str
-    engine: str
-    sampling: Mapping[str, Any]
-    prompt_tokens: int
-    completion_tokens: int
-    ttft_s: float | None
-    latency_s: float
-    adapter: str | None = None
-    choice: int = 0
-    """Which of the `n` answers to its request."""
-    request_id: str | None = None
-    """What the answers of one request share; None where the output is alone."""
-    documents: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    """What was retrieved for it: ids, digests, scores, as the client said."""
-    project: str | None = None
-    key_id: str | None = None
-    """Which key asked."""
-    cost: float | None = None
-    """Money, by the price list; None without one."""
-    cached_tokens: int = 0
-    text_kept: bool = True
-    shadow_of: str | None = None
-    """For a shadow's answer: the output id that the client got."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Key:
     """Who asks, by an API key; what is kept of it is a hash."""
 
@@ -140,24 +97,6 @@ class Key:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     """Quotas of the project; None for no limit."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FeedbackRecord:
-    """What somebody said about an answer."""
-
-    id: str
-    output_id: str
-    kind: str
-    """`thumb`, `rating`, `correction` or `preference`."""
-    value: Mapping[str, Any]
-    other_output_id: str | None
-    """For a preference: the answer that lost."""
-    source: str
-    """Who said it: a user's name, or a simulated annotator's, named as such."""
-    rule: str | None
-    """The rule that a simulated annotator followed."""
-    at: datetime
 
 
 class Observation(TypedDict):
@@ -221,7 +160,7 @@ class OutputSink(Protocol):
         """Keep outputs, as `packing.pack` makes them; putting one twice keeps it once."""
         ...
 
-    async def output(self, output_id: str) -> OutputRecord:
+    async def output(self, output_id: str) -> Output:
         """An output that is kept.
 
         Raises:
@@ -245,7 +184,7 @@ class KeyRing(Protocol):
 
 
 class FeedbackSink(Protocol):
-    async def put_feedback(self, feedback: FeedbackRecord) -> None:
+    async def put_feedback(self, feedback: Feedback) -> None:
         """Keep feedback.
 
         Raises:

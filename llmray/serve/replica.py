@@ -25,17 +25,16 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
 from llmray.errors import LLMRayError, UnavailableError, UserError
+from llmray.outputs import Feedback, Output
 from llmray.serve.admission import Admission, Objective
 from llmray.serve.core import Gateway
 from llmray.serve.embedder import Embedded, Embedder
 from llmray.serve.engine import DeadlineExceededError, Engine, EngineLoad, EngineRequest, OverloadedError, TokenEvent
 from llmray.serve.gateway import create_app
 from llmray.serve.ports import (
-    FeedbackRecord,
     Key,
     LabelChange,
     Observation,
-    OutputRecord,
     Ports,
     PromptChoice,
     PromptDraft,
@@ -309,13 +308,13 @@ class BridgePorts:
     async def change_label(self, change: LabelChange) -> PromptLabel | None:
         return await self._call("change_label", change)
 
-    async def output(self, output_id: str) -> OutputRecord:
+    async def output(self, output_id: str) -> Output:
         return await self._call("output", output_id)
 
     async def put_packed(self, packed: Sequence[bytes]) -> None:
         await self._call("put_packed", packed)
 
-    async def put_feedback(self, feedback: FeedbackRecord) -> None:
+    async def put_feedback(self, feedback: Feedback) -> None:
         await self._call("put_feedback", feedback)
 
     async def key(self, token: str) -> Key | None:

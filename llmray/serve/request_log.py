@@ -21,8 +21,8 @@ from typing import Any
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llmray.outputs import Output
 from llmray.serve.metrics import GatewayMetrics
-from llmray.serve.ports import OutputRecord
 from llmray.serve.traces import Traces
 
 logger = logging.getLogger("llmray.request")
@@ -44,7 +44,7 @@ class Notes:
     model: str | None = None
     prompt: str | None = None
     """`name:version`."""
-    outputs: list[OutputRecord] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
 
 
 _NOTES: ContextVar[Notes | None] = ContextVar("llmray_request_notes", default=None)

@@ -14,8 +14,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from llmray.digest import fraction_of
+from llmray.outputs import Output
 from llmray.serve.engine import EngineRequest, OverloadedError
-from llmray.serve.ports import Backend, OutputRecord
+from llmray.serve.ports import Backend
 from llmray.serve.text_log import output_size
 from llmray.serve.variants import Shadow
 
@@ -32,7 +33,7 @@ class Shadower:
         self,
         shadow: Callable[[], Shadow | None],
         backend: Callable[[str], Backend],
-        keep: Callable[[OutputRecord], None],
+        keep: Callable[[Output], None],
         *,
         clock: Callable[[], float],
         new_id: Callable[[], str],
@@ -45,7 +46,7 @@ class Shadower:
         self._keep = keep
         self._clock = clock
         self._new_id = new_id
-        self._copies: asyncio.Queue[tuple[EngineRequest, OutputRecord]] = asyncio.Queue(_WAITING)
+        self._copies: asyncio.Queue[tuple[EngineRequest, Output]] = asyncio.Queue(_WAITING)
         self._waiting_bytes = 0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -67,7 +68,7 @@ class Shadower:
             self._copies.get_nowait()
             self.dropped += 1
 
-    def offer(self, request: EngineRequest, answered: OutputRecord) -> None:
+    def offer(self, request: EngineRequest, answered: Output) -> None:
         """Copy a request that was answered, if it is one of the share that is copied."""
         shadow = self._shadow()
         if shadow is None or answered.finish_reason in ("error", "cancelled", "deadline"):
@@ -105,7 +106,7 @@ class Shadower:
             finally:
                 self._copies.task_done()
 
-    async def _answer(self, shadow: Shadow, request: EngineRequest, answered: OutputRecord) -> OutputRecord:
+    async def _answer(self, shadow: Shadow, request: EngineRequest, answered: Output) -> Output:
         """What the shadow says; an answer that fails is a record too.
 
         Raises:

@@ -15,7 +15,7 @@ from llmray import personal
 from llmray.detectors import phone_library
 from llmray.digest import fraction_of
 from llmray.errors import ConfigError
-from llmray.serve.ports import OutputRecord
+from llmray.outputs import Output
 from llmray.serve.variants import TextLog
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def check(policy: TextLog) -> None:
             raise ConfigError('text_log.redact needs phonenumbers: pip install "llmray[curate]"') from error
 
 
-def kept(record: OutputRecord, policy: TextLog) -> OutputRecord:
+def kept(record: Output, policy: TextLog) -> Output:
     """What the log keeps of an output."""
     if fraction_of(f"text:{record.shadow_of or record.id}") * 100.0 >= policy.share:
         return _without_texts(record)
@@ -56,7 +56,7 @@ def kept(record: OutputRecord, policy: TextLog) -> OutputRecord:
         return _without_texts(record)
 
 
-def output_size(record: OutputRecord) -> int:
+def output_size(record: Output) -> int:
     """About how many bytes of memory an output takes."""
     return size_of((record.messages, record.variables, record.completion, record.sampling, record.documents))
 
@@ -72,7 +72,7 @@ def size_of(value: Any) -> int:
     return 8
 
 
-def _without_texts(record: OutputRecord) -> OutputRecord:
+def _without_texts(record: Output) -> Output:
     return replace(record, messages=[], variables={}, completion="", text_kept=False)
 
 

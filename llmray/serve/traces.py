@@ -14,8 +14,8 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from llmray.errors import ConfigError
+from llmray.outputs import Output
 from llmray.serve.engine import EngineInfo, EngineLoad, EngineRequest, TokenEvent
-from llmray.serve.ports import OutputRecord
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
@@ -140,7 +140,7 @@ class RequestSpan:
         context = self._span.get_span_context()
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
-    def end(self, status: int, code: str | None, model: str | None, outputs: Sequence[OutputRecord]) -> None:
+    def end(self, status: int, code: str | None, model: str | None, outputs: Sequence[Output]) -> None:
         """Say what it came to.
 
         Args:

@@ -7,7 +7,7 @@ import pytest
 
 from llmray.errors import NotFoundError
 from llmray.flow.shadow import compare
-from llmray.registry.records import Output
+from llmray.outputs import Output
 from llmray.registry.registry import Registry
 
 HEARD = Output(

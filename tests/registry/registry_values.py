@@ -7,7 +7,7 @@ from typing import Any
 
 from llmray.artifact import Artifact
 from llmray.digest import digest_of
-from llmray.registry.records import Feedback, Output
+from llmray.outputs import Feedback, Output
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
 AT = datetime(2026, 1, 31, 13, tzinfo=UTC)

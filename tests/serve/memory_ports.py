@@ -7,21 +7,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llmray.errors import NotFoundError, UnavailableError
+from llmray.outputs import Feedback, Output
 from llmray.serve.core import Gateway
 from llmray.serve.echo_engine import EchoEngine
 from llmray.serve.embedder import Embedder
 from llmray.serve.engine import EngineRequest, TokenEvent
 from llmray.serve.packing import unpack
-from llmray.serve.ports import (
-    FeedbackRecord,
-    Observation,
-    OutputRecord,
-    Ports,
-    PromptChoice,
-    PromptLabel,
-    PromptTemplate,
-    PromptVersion,
-)
+from llmray.serve.ports import Observation, Ports, PromptChoice, PromptLabel, PromptTemplate, PromptVersion
 from llmray.serve.reply import Reply
 from llmray.serve.variants import GatewayConfig, Variant
 
@@ -44,8 +36,8 @@ MADE = datetime(2026, 1, 31, tzinfo=UTC)
 class MemoryRegistry:
     def __init__(self) -> None:
         self.prompts: dict[str, PromptTemplate | PromptChoice] = {"ask@production": ASK, "ask:2": ASK}
-        self.outputs: dict[str, OutputRecord] = {}
-        self.feedback: list[FeedbackRecord] = []
+        self.outputs: dict[str, Output] = {}
+        self.feedback: list[Feedback] = []
         self.up = True
         self.asked = 0
 
@@ -67,16 +59,16 @@ class MemoryRegistry:
 
     async def put_packed(self, packed: Sequence[bytes]) -> None:
         self._check()
-        for output in unpack(packed, OutputRecord):
+        for output in unpack(packed):
             self.outputs.setdefault(output.id, output)
 
-    async def output(self, output_id: str) -> OutputRecord:
+    async def output(self, output_id: str) -> Output:
         self._check()
         if output_id not in self.outputs:
             raise NotFoundError(f"there is no output {output_id}")
         return self.outputs[output_id]
 
-    async def put_feedback(self, feedback: FeedbackRecord) -> None:
+    async def put_feedback(self, feedback: Feedback) -> None:
         self._check()
         for output_id in (feedback.output_id, feedback.other_output_id):
             if output_id is not None and output_id not in self.outputs:

@@ -6,11 +6,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import pytest
 from memory_ports import Bench, BreakingEngine, SlowEngine
 
+from llmray.outputs import Output
 from llmray.serve import shadow as shadow_module
 from llmray.serve.core import Gateway
 from llmray.serve.echo_engine import EchoEngine
 from llmray.serve.engine import EngineRequest, OverloadedError, TokenEvent
-from llmray.serve.ports import OutputRecord
 from llmray.serve.protocol import ChatRequest
 from llmray.serve.variants import Shadow, Variant
 
@@ -44,7 +44,7 @@ async def ask(gateway: Gateway) -> str:
     return reply.answers[0].text
 
 
-def run(bench: Bench, scenario: Callable[[], Awaitable[None]]) -> list[OutputRecord]:
+def run(bench: Bench, scenario: Callable[[], Awaitable[None]]) -> list[Output]:
     async def whole() -> None:
         bench.gateway.start()
         await scenario()

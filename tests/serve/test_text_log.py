@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_ports import Bench, finish
 
-from llmray.serve.ports import OutputRecord
+from llmray.outputs import Output
 from llmray.serve.protocol import ChatRequest
 from llmray.serve.text_log import kept, output_size
 from llmray.serve.variants import TextLog
 
-RECORD = OutputRecord(
+RECORD = Output(
     id="out1",
     at=datetime(2026, 1, 31, tzinfo=UTC),
     prompt_digest="d" * 64,
