@@ -7,6 +7,7 @@ give an answer without the penalty or the schema that the client relied on.
 """
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping
 from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -164,9 +165,9 @@ class Request(Settings):
         return self
 
     @property
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """Likeliest tokens to report beside each; None to report nothing."""
-        raise NotImplementedError
 
 
 class ChatRequest(Request, ChatSettings):
