@@ -30,7 +30,6 @@ from typing import Any
 import torch
 
 from llmray.errors import UnavailableError
-from llmray.serve import nf4_cpu
 from llmray.serve.adapters import Adapters
 from llmray.serve.detokenize import TokenTexts
 from llmray.serve.engine import (
@@ -81,7 +80,9 @@ class HfEngine:
         on_cpu = loaded.info.device == "cpu"
         if kv_bytes is None:
             kv_bytes = 1 << 30 if on_cpu else int(0.7 * torch.cuda.mem_get_info()[0])
-        if on_cpu:
+        if on_cpu and "nf4" in loaded.info.quantization:
+            from llmray.serve import nf4_cpu  # here: it takes bitsandbytes' six seconds to import
+
             nf4_cpu.speed_up(loaded.model)
         self._adapters = Adapters(loaded.model, adapters or {})
         self._cache = PagedCache(

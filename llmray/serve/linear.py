@@ -9,14 +9,17 @@ weights. So an outlier costs nothing, where LLM.int8() (Dettmers et al. 2022) ta
 does not depend on the rows beside it. Rejected: bitsandbytes' int8 (two to four times slower on CPUs; taken on GPUs, and
 on CPUs without VNNI, where integer products saturate), torch's weight-only `_weight_int8pack_mm` (as slow as NF4 from
 8 rows on) and its dynamic quantization (one scale for a whole batch: neighbours change an answer).
+
+bitsandbytes takes six seconds to import, most of it torch's compiler, so it is imported where its layers are made.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import bitsandbytes as bnb
 import torch
-from bitsandbytes.functional import QuantState
 from torch import nn
+
+if TYPE_CHECKING:
+    from bitsandbytes.functional import QuantState
 
 Kind = Literal["nf4", "int8"]
 BLOCK = 64
@@ -44,6 +47,8 @@ def quantized(
     elif integer_products(weight_NK.device):
         layer = Int8Linear(weight_NK, torch.float32 if output else None)
     else:
+        import bitsandbytes as bnb
+
         rows, columns = weight_NK.shape
         layer = bnb.nn.Linear8bitLt(columns, rows, bias=False, has_fp16_weights=False, threshold=6.0, device="meta")
         half = weight_NK.to("cpu", torch.float16)
@@ -102,9 +107,11 @@ class Int8Linear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
-def nf4_codes(weight_NK: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, QuantState]:
+def nf4_codes(weight_NK: torch.Tensor, dtype: torch.dtype) -> "tuple[torch.Tensor, QuantState]":
     """bitsandbytes' codes and scales. Counting the bounds below a weight is the same as its search, and far faster."""
-    code = bnb.functional.get_4bit_type("nf4", device="cpu")
+    from bitsandbytes.functional import QuantState, get_4bit_type
+
+    code = get_4bit_type("nf4", device="cpu")
     bounds = ((code[1:] + code[:-1]) / 2).tolist()
     flat = weight_NK.reshape(-1, BLOCK)
     codes = torch.empty(flat.shape[0], BLOCK // 2, dtype=torch.uint8)
@@ -124,6 +131,8 @@ def nf4_codes(weight_NK: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor
 
 
 def _nf4_layer(weight_NK: torch.Tensor, dtype: torch.dtype) -> nn.Linear:
+    import bitsandbytes as bnb
+
     rows, columns = weight_NK.shape
     layer = bnb.nn.Linear4bit(
         columns, rows, bias=False, compute_dtype=dtype, compress_statistics=False, quant_type="nf4", device="meta"
