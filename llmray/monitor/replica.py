@@ -8,6 +8,7 @@ of the traffic and take twice as long, though neither would be wrong.
 No `from __future__ import annotations` here: Serve inspects the constructor.
 """
 
+import asyncio
 import json
 import logging
 import time
@@ -121,6 +122,7 @@ class MonitorReplica:
         self._observed = 0
         self._alarms = 0
         self._undelivered: dict[str, Mapping[str, Any]] = {}
+        self._delivering = asyncio.Lock()
         self._restore()
 
     async def observe(self, batch: Sequence[Observation]) -> None:
@@ -222,13 +224,14 @@ class MonitorReplica:
         if sink is None:
             self._undelivered.clear()
             return
-        for alarm_id, payload in list(self._undelivered.items()):
-            try:
-                await sink.alarm(payload)
-            except Exception as error:  # the sink may be down in any way; the alarm stays and is tried again
-                log.warning("monitor: alarm %s is not delivered yet: %s", alarm_id, error)
-                return
-            self._undelivered.pop(alarm_id, None)
+        async with self._delivering:  # else each call in the meantime would send them too
+            for alarm_id, payload in list(self._undelivered.items()):
+                try:
+                    await sink.alarm(payload)
+                except Exception as error:  # the sink may be down in any way; the alarm stays and is tried again
+                    log.warning("monitor: alarm %s is not delivered yet: %s", alarm_id, error)
+                    return
+                del self._undelivered[alarm_id]
 
     def _uniforms(self, digest: str, resets: int, n: int) -> tuple[float, float]:
         key = f"{self._seed}:{digest}:{resets}:{n}"

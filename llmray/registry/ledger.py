@@ -8,7 +8,7 @@ from sqlalchemy import func, insert, select
 
 from llmray.errors import NotFoundError
 from llmray.registry import schema
-from llmray.registry.database import Part
+from llmray.registry.database import Part, insert_new
 from llmray.registry.records import EventRecord, SpendRecord
 
 
@@ -67,9 +67,14 @@ class Ledger(Part):
         return event_id
 
     def add_alarm(self, payload: Mapping[str, Any]) -> str:
-        """Record a monitor's alarm about `payload["model_digest"]`, once by its `alarm_id`; returns the event's id."""
-        known = {event.payload.get("alarm_id"): event.id for event in self.events("drift.alarm", limit=10_000)}
-        return known.get(payload["alarm_id"]) or self.add_event("drift.alarm", payload["model_digest"], payload)
+        """Record a monitor's alarm about `payload["model_digest"]`; its `alarm_id` is the event's id, which is returned.
+
+        An alarm that is there already stays as it is, however many record it at once.
+        """
+        alarm = {"id": payload["alarm_id"], "kind": "drift.alarm", "subject": payload["model_digest"]}
+        with self._db.write() as connection:
+            insert_new(connection, schema.events, [alarm | {"payload": payload, "at": self._db.now()}])
+        return str(payload["alarm_id"])
 
     def events(self, kind: str | None = None, since: datetime | None = None, limit: int = 100) -> list[EventRecord]:
         """The newest events, newest first."""

@@ -40,7 +40,7 @@ from llmray.serve.variants import GatewayConfig, Shadow, TextLog, Variant, choos
 Result = TypeVar("Result")
 
 _ATTEMPTS = 3
-_LOG_PATIENCE_S = 2.0
+_LOG_PATIENCE_S = 10.0
 """How long who asks after an output waits for the registry."""
 _ELSEWHERE_S = 1.5 * INTERVAL_S
 """After which another replica has sent what it answered before."""

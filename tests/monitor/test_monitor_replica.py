@@ -84,6 +84,22 @@ def test_an_alarm_waits_for_a_sink_that_is_down() -> None:
     assert len(sink.alarms) == 1
 
 
+def test_calls_that_come_while_an_alarm_is_delivered_do_not_deliver_it_again() -> None:
+    class SlowSink(Sink):
+        async def alarm(self, payload: Mapping[str, Any]) -> None:
+            await asyncio.sleep(0)
+            await super().alarm(payload)
+
+    sink = SlowSink()
+
+    async def story() -> None:
+        monitor = replica(sink)
+        await asyncio.gather(monitor.observe(seen(SHAKESPEARE)), *(monitor.status() for _ in range(5)))
+
+    asyncio.run(story())
+    assert len(sink.alarms) == 1
+
+
 def test_a_replica_that_died_goes_on_where_it_was(tmp_path: Path) -> None:
     uri = str(tmp_path / "state.json")
     sink = Sink(down=True)

@@ -1,5 +1,6 @@
 """Spend and events."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -35,3 +36,13 @@ def test_events_newest_first(registry: Registry, clock: Clock) -> None:
     assert [event.subject for event in registry.events(limit=1)] == ["model-b"]
     assert [event.kind for event in registry.events(since=since)] == ["drift.alarm", "gate.refused"]
     assert registry.events("drift.alarm")[1].payload == {"statistic": 9.5}
+
+
+def test_an_alarm_is_one_event_however_many_record_it_at_once(registry: Registry) -> None:
+    alarm = {"alarm_id": "a1", "model_digest": "model-a", "statistic": 9.5}
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(registry.add_alarm, [alarm] * 20)) == {"a1"}
+    registry.add_alarm({**alarm, "alarm_id": "a2", "model_digest": "model-b"})
+    events = registry.events("drift.alarm")
+    assert [(event.id, event.subject) for event in events] == [("a2", "model-b"), ("a1", "model-a")]
+    assert events[1].payload == alarm
