@@ -31,7 +31,7 @@ class CpuNf4Linear(Linear4bit):
         given = x.dtype
         x_TI = x.to(torch.bfloat16).reshape(-1, columns)
         if len(x_TI) > FEW_TOKENS:
-            out_TO = linear(x_TI, self.unpacked())
+            out_TO = linear(_paired(x_TI, state.blocksize), self.unpacked())
         else:
             x_TI = x_TI.contiguous()
             out_TO = torch.empty((len(x_TI), rows), dtype=torch.bfloat16)
@@ -52,19 +52,30 @@ class CpuNf4Linear(Linear4bit):
         return out_TO.view(*x.shape[:-1], rows).to(given)
 
     def unpacked(self) -> torch.Tensor:
-        """The weights (rows, columns) in bfloat16."""
+        """The weights (rows, columns) in bfloat16, columns in the order of `_paired`.
+
+        A packed byte has codes of two rows, and the kernel wants two columns of one row in it. Any two of a scale's block will
+        do: those half a block apart stand alike in two long stretches, which trade halves of their bytes at once.
+        """
         state = self.weight.quant_state
         rows, columns = state.shape
-        pairs = self.weight.data.view(torch.int16).view(rows // _ROWS, columns // 2, _ROWS // 2)
-        pairs = pairs.transpose(1, 2).contiguous()  # two codes of a row of each half, one byte after the other
-        second = pairs >> 8
-        codes = torch.empty((rows // _ROWS, 2, _ROWS // 2, columns // 2), dtype=torch.uint8)
-        codes[:, 0] = (pairs << 4).bitwise_and_(0xF0).bitwise_or_(second & 0xF)
-        codes[:, 1] = (pairs & 0xF0).bitwise_or_((second >> 4) & 0xF)
+        half = state.blocksize // 4
+        packed = self.weight.data.view(torch.int16).view(rows // _ROWS, -1, 2, half, _ROWS // 2)
+        first, second = packed.unbind(2)
+        trade = (second >> 4).bitwise_xor_(first).bitwise_and_(0x0F0F)
+        codes = torch.empty((2, *first.shape), dtype=torch.int16)
+        torch.bitwise_xor(first, trade, out=codes[1])
+        torch.bitwise_xor(second, trade.bitwise_left_shift_(4), out=codes[0])
+        codes = codes.permute(1, 0, 4, 2, 3).contiguous()
         scales = state.absmax.t().float().contiguous()
         out = torch.empty((rows, columns), dtype=torch.bfloat16)
         _unpack(codes.data_ptr(), scales.data_ptr(), out.data_ptr(), state.blocksize, rows, columns)
         return out
+
+
+def _paired(x_TI: torch.Tensor, block: int) -> torch.Tensor:
+    """Columns in pairs that are half a block apart."""
+    return x_TI.view(len(x_TI), -1, 2, block // 2).transpose(2, 3).reshape(len(x_TI), -1)
 
 
 def speed_up(model: Any) -> None:

@@ -72,6 +72,7 @@ def address(ray_cluster: None) -> str:
         ("jobs/evaluate.py", ["--model", "Not A Reference"], "is no reference"),
         ("jobs/align.py", ["--align.beta", "0"], "align.beta"),
         ("jobs/deploy.py", ["--serve.port", "99999"], "between 1 and 65535"),
+        ("jobs/deploy.py", ["--serve.ttft_limit_s", "0"], "serve.ttft_limit_s"),
         ("jobs/monitor.py", ["--model", "docs:7"], "docs"),
         ("jobs/lifecycle.py", ["--name", "No Name"], "cannot be a name"),
     ],

@@ -5,11 +5,13 @@ from pathlib import Path
 import bitsandbytes as bnb
 import pytest
 import torch
+from bitsandbytes.functional import has_avx512bf16
 from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmray.errors import ConfigError
 from llmray.serve.linear import Int8Linear, integer_products, nf4_codes, quantized
+from llmray.serve.nf4_cpu import FEW_TOKENS, CpuNf4Linear, speed_up
 from llmray.serve.quantizations import parse
 from llmray.serve.quantize import load
 
@@ -42,6 +44,26 @@ def test_nf4_is_bitsandbytes_to_the_bit(weight_NK: torch.Tensor) -> None:
     layer = quantized(weight_NK, torch.ones(96), "nf4", torch.bfloat16)
     x = rows(8)
     assert distance(layer(x) - 1, linear(x.float(), bnb.functional.dequantize_4bit(truth, state))) < 0.01
+
+
+@torch.inference_mode()
+@pytest.mark.skipif(
+    not has_avx512bf16(), reason="this CPU has no bfloat16 instructions: bitsandbytes' own layer is used on it"
+)
+def test_nf4_on_cpus_multiplies_few_tokens_and_many_with_the_same_weights(weight_NK: torch.Tensor) -> None:
+    codes, state = nf4_codes(weight_NK, torch.bfloat16)
+    state.absmax = state.absmax.bfloat16().float()  # as bitsandbytes packs it for such CPUs
+    truth_NK = bnb.functional.dequantize_4bit(codes, state)
+    model = torch.nn.Sequential(quantized(weight_NK, torch.ones(96), "nf4", torch.bfloat16))
+    speed_up(model)
+    [layer] = model
+    assert isinstance(layer, CpuNf4Linear)
+    x = rows(2 * FEW_TOKENS)
+    few, many = layer(x[:FEW_TOKENS]), layer(x)
+    assert distance(few - 1, linear(x[:FEW_TOKENS].float(), truth_NK.float())) < 0.01
+    assert distance(many - 1, linear(x.float(), truth_NK.float())) < 0.01
+    columns = torch.arange(128).view(2, 2, 32).transpose(1, 2).flatten()
+    assert torch.equal(layer.unpacked(), truth_NK[:, columns])
 
 
 @torch.inference_mode()

@@ -31,6 +31,7 @@ _PLACE = {"identity": False}
 _OF_ENGINE = (
     *("quantization", "engine", "external", "adapters", "kv_gb", "routing"),
     *("num_replicas", "min_replicas", "max_replicas", "num_cpus", "num_gpus", "timeout_s"),
+    *("ttft_limit_s", "ttft_objective_s"),
 )
 _BESIDE = 0.4
 """Cores reserved for gateway, registry and monitor."""
@@ -62,6 +63,10 @@ class ServeConfig:
     """Fewest replicas where max_replicas is given: 0 lets an idle model go."""
     max_replicas: int | None = field(default=None, metadata=_PLACE)
     """Most replicas; their number follows waiting tokens and the time to the first token."""
+    ttft_objective_s: float = field(default=2.0, metadata=_PLACE)
+    """Seconds to the first token that the number of replicas is to keep."""
+    ttft_limit_s: float = field(default=10.0, metadata=_PLACE)
+    """Seconds to the first token beyond which a request is refused at once."""
     routing: Literal["power_of_two", "prefix", "session"] = field(default="power_of_two", metadata=_PLACE)
     """Which replica gets a request: the less busy of two; the one that has seen its prompt's beginning, or its user."""
     num_cpus: float = field(default=0.5, metadata=_PLACE)
@@ -84,6 +89,9 @@ class ServeConfig:
             raise ConfigError(f"serve.text_share ({self.text_share}) must lie between 0 and 100")
         if not 0 < self.port < 65536:
             raise ConfigError(f"serve.port ({self.port}) must lie between 1 and 65535: try 8000")
+        for name in ("ttft_objective_s", "ttft_limit_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"serve.{name} ({getattr(self, name)}) must be above 0")
         if not self.average_run_length > 1:
             raise ConfigError(f"serve.average_run_length ({self.average_run_length}) must be above 1: try 10000")
 
