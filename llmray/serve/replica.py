@@ -1,7 +1,8 @@
 """The Ray shell: gateway and model as Serve deployments, and deployment handles as ports.
 
-The model replica sends events in lists: whatever was generated while the last list was under way, so a slow reader
-costs no extra calls and the first token leaves at once. The gateway itself is `core`.
+The model replica sends events in lists: the first token leaves at once, and so does each one of a model that takes its time;
+what follows within `TOGETHER_S` goes along, since a message costs both sides more than making a word of it into an event. The
+gateway itself is `core`.
 """
 
 import asyncio
@@ -49,6 +50,8 @@ from llmray.serve.variants import GatewayConfig
 
 logger = logging.getLogger(__name__)
 
+TOGETHER_S = 0.05
+"""Seconds between two messages of a stream, as in Ray Serve LLM; its first and last wait for nothing."""
 GATEWAY = "Gateway"
 MODEL = "Model"
 MONITOR = "Monitor"
@@ -135,6 +138,7 @@ class ModelReplica:
                         raise DeadlineExceededError(f"the {request.timeout_s:g} s that the request allows are over")
                     await task
                     return
+                await asyncio.wait([task], timeout=TOGETHER_S)
         except UserError as error:
             yield error
         finally:

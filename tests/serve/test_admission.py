@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from memory_ports import Bench
 
 from llmray.errors import UserError
+from llmray.serve import replica as replica_module
 from llmray.serve.admission import Admission, Admit, Objective, Place, Refuse, decide
 from llmray.serve.echo_engine import EchoEngine
 from llmray.serve.engine import (
@@ -269,6 +270,19 @@ class BehindReplica(EchoEngine):
                 raise batch
             for event in batch:
                 yield event
+
+
+def test_the_first_event_leaves_alone_and_those_that_follow_soon_leave_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica_module, "TOGETHER_S", 3600.0)
+    replica = Replica(EchoEngine, OBJECTIVE)
+
+    async def scenario() -> list[int]:
+        answer = replica.generate(EngineRequest(id="1", prompt="one two three four"))
+        return [len(batch) async for batch in answer]
+
+    assert asyncio.run(scenario()) == [1, 4]  # the last says that it is the last, and is waited for no longer
 
 
 class EndlessEngine(EchoEngine):

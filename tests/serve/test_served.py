@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 from served_model import Served
 
@@ -201,6 +203,26 @@ def test_gateway_process_never_imports_torch() -> None:
         "sys.exit(any(name.split('.')[0] in ('torch', 'transformers', 'sqlalchemy') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_registry_that_dies_in_mid_traffic_and_cannot_come_back_stops_no_answer_and_loses_none(
+    served: Served,
+) -> None:
+    client, registry = served.client(), served.registry
+    database = sqlite3.connect(served.database_url.removeprefix("sqlite:///"), isolation_level=None)
+    database.execute("BEGIN IMMEDIATE")  # nobody else writes, nor opens it at the newest schema
+    [process] = [
+        one for one in psutil.Process().children(recursive=True) if ":RegistryBridge" in " ".join(one.cmdline())
+    ]
+    process.kill()
+    answers = [client.chat.completions.create(model="docs", messages=ASK, max_tokens=4) for _ in range(5)]
+    stream = list(client.chat.completions.create(model="docs", messages=ASK, max_tokens=4, stream=True))
+    assert all(answer.choices[0].finish_reason for answer in answers)
+    assert stream[-1].choices[0].finish_reason
+    assert registry.output(answers[0].id) is None
+    database.close()
+    ids = [*(answer.id for answer in answers), stream[0].id]
+    eventually(lambda: all(registry.output(one) is not None for one in ids), "the records of the answers")
 
 
 def test_once_there_is_a_key_everybody_needs_one(served: Served) -> None:
