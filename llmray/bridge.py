@@ -19,6 +19,9 @@ from llmray.serve.packing import unpack
 from llmray.serve.ports import Key
 from llmray.serve.replica import REGISTRY
 
+_ALARM_S = 3.0
+"""How long the monitor waits for the registry: less than the gateway waits for the monitor."""
+
 
 @serve.deployment(name=REGISTRY, max_ongoing_requests=100)
 class RegistryBridge(RegistryPrompts):
@@ -100,7 +103,8 @@ class BridgeAlerts:
 
     async def alarm(self, payload: Mapping[str, Any]) -> None:
         """Keep an alarm."""
-        await serve.get_deployment_handle(REGISTRY, self._app).alarm.remote(dict(payload))
+        async with asyncio.timeout(_ALARM_S):
+            await serve.get_deployment_handle(REGISTRY, self._app).alarm.remote(dict(payload))
 
 
 def let_others_first() -> None:

@@ -31,7 +31,7 @@ from llmray.serve.engines import ModelArgs, checked_folder, open_engine
 from llmray.serve.replica import MONITOR, EmbedderReplica, GatewayReplica, ModelReplica
 from llmray.serve.rollout import RolloutPolicy
 from llmray.serve.routing import replica_options
-from llmray.serve.service import LONGEST_ANSWER_S, MONITOR_APP, Deployed, ModelSource, Service
+from llmray.serve.service import LONGEST_ANSWER_S, Deployed, ModelSource, Service
 from llmray.serve.variants import TextLog
 
 logger = logging.getLogger(__name__)
@@ -122,6 +122,7 @@ def model(args: ModelArgs) -> Application:
         **replica_options(args),
         max_ongoing_requests=args.max_ongoing_requests + _BEING_REFUSED,
         max_queued_requests=_BEING_REFUSED,
+        max_surge_percent=100,  # other limits or replicas make it anew: it runs before the old one drains
         **_options(args.num_cpus, args.num_gpus, env=_REQUEST_PATH),
     ).bind(functools.partial(open_engine, args), objective)
 
@@ -282,9 +283,7 @@ def end_shadow() -> None:
 
 def reset_monitor(digest: str, reason: str) -> None:
     """Have the monitor of the service watch a model as if it were new; one that it has not seen is new already."""
-    monitor = serve.get_deployment_handle(MONITOR, MONITOR_APP)
-    if digest in monitor.status.remote().result()["models"]:
-        monitor.reset.remote(digest, reason, anew=True).result()
+    _service(None, None).watch_anew(digest, reason)
 
 
 def status() -> dict[str, Any]:

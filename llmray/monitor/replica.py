@@ -224,7 +224,9 @@ class MonitorReplica:
         if sink is None:
             self._undelivered.clear()
             return
-        async with self._delivering:  # else each call in the meantime would send them too
+        if self._delivering.locked():  # whoever does it may wait long, and nobody else needs to
+            return
+        async with self._delivering:
             for alarm_id, payload in list(self._undelivered.items()):
                 try:
                     await sink.alarm(payload)

@@ -184,6 +184,8 @@ def _begin_sqlite(connection: Connection) -> None:
 
 def _trouble(error: failures.DBAPIError) -> str | None:
     code = getattr(error.orig, "sqlite_errorcode", None)
+    if code == 1 and "no such table" in str(error.orig):
+        return "its file was deleted: restore a backup, or start again what writes to it"
     if code is not None:
         return _SQLITE_TROUBLE.get(code & 0xFF)
     state = getattr(error.orig, "sqlstate", None)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -112,6 +113,8 @@ class AccessControl:
             why = "and a proxy stands before it that hides who asks"
         elif not is_loopback((scope.get("client") or ("",))[0]):
             why = "so that it answers to its own machine alone"
+        elif _for_a_foreign_page(scope):
+            why = "so that pages of other sites cannot use it through a browser of its machine"
         else:
             return
         raise ApiError(
@@ -162,6 +165,17 @@ def is_loopback(host: str) -> bool:
     except ValueError:
         return host == "localhost"
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def _for_a_foreign_page(scope: Scope) -> bool:
+    """Whether a browser asks on behalf of another site, or by a name that only seems to be elsewhere (DNS rebinding)."""
+    asked = [b"//" + host] if (host := _header(scope, b"host")) else []
+    asked += [origin] if (origin := _header(scope, b"origin")) else []
+    try:
+        names = [urlsplit(one.decode("latin-1")).hostname or "" for one in asked]
+    except ValueError:
+        return True
+    return _header(scope, b"sec-fetch-site") == b"cross-site" or not all(map(is_loopback, names))
 
 
 async def _refuse(send: Send, error: ApiError, limits: list[tuple[bytes, bytes]]) -> None:

@@ -76,8 +76,7 @@ class Accounts:
 
     async def close(self) -> None:
         """Send what is queued."""
-        await self._tap.close()
-        await self._log.close()
+        await asyncio.gather(self._log.close(), self._tap.close())
 
     async def flush(self) -> None:
         """Wait until every output so far is in the log, or cannot be."""

@@ -30,6 +30,10 @@ class Lever(Protocol):
         """What was counted of an application since the gateway started."""
         ...
 
+    def watch_anew(self, digest: str, reason: str) -> None:
+        """Have the monitor forget what it knows of a model: of one that has alarmed it would say nothing more."""
+        ...
+
     def alarms(self, digest: str, since: datetime) -> int | None:
         """Alarms of the monitors about a model; None where they cannot be read now."""
         ...
@@ -102,6 +106,7 @@ class Canary:
         return result, final
 
     def _take_steps(self, drive: Callable[[float], None] | None) -> Advance | RollBack:
+        self._lever.watch_anew(self._new.digest, "it is rolled out")
         self._before = {app: self._lever.tally(app) for app in (self._stable.app, self._new.app)}
         left_at = _weight(self._config, self._new)
         verdict: Advance | RollBack = Advance()

@@ -59,7 +59,8 @@ class Sampling:
     top_k: int = 0
     """Zero for no limit."""
     seed: int | None = None
-    """The same seed, request and weights give the same answer."""
+    """The same seed, request and weights give the same answer, but for rounding: what others ask at the same time may choose
+    another kernel (nf4 and bf16 on CPUs, any on GPUs), and so another token where two are about as likely."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer; they are not part of it."""
     presence_penalty: float = 0.0

@@ -16,7 +16,7 @@ from llmray.serve.variants import Variant
 ENGINES = {name: f"llmray.serve.engines:{name}_engine" for name in ("hf", "external", "echo")}
 
 _OTHER_ANSWERS = {"engine", "external", "adapters", "device", "num_gpus", "kv_gb"}
-"""Fields that change how the same weights answer, or fail to; the others are changed in place."""
+"""Fields that change how the same weights answer, or fail to; where others change, new replicas take over from the old ones."""
 
 
 class ModelArgs(BaseModel):

@@ -129,7 +129,11 @@ class ExternalEngine:
         if self._client is None or self._loop is not loop:
             self._loop = loop
             self._client = openai.AsyncOpenAI(
-                base_url=f"{self._server.url}/v1", api_key="none", max_retries=0, timeout=None
+                base_url=f"{self._server.url}/v1",
+                api_key="none",
+                max_retries=0,
+                timeout=None,
+                http_client=openai.DefaultAsyncHttpxClient(trust_env=False),  # no proxy stands before our own child
             )
         return self._client
 
@@ -153,7 +157,8 @@ class ExternalEngine:
 
 def _ours(error: openai.OpenAIError, request: EngineRequest) -> Exception:
     if isinstance(error, openai.RateLimitError):
-        return OverloadedError(f"the server is full: {error}", float(error.response.headers.get("retry-after", 1.0)))
+        after = error.response.headers.get("retry-after", "")
+        return OverloadedError(f"the server is full: {error}", float(after) if after.isdecimal() else 1.0)
     if isinstance(error, openai.APIStatusError) and error.status_code < 500:
         # servers seldom name the field; what remains to be refused after `check` is a prompt that is too long
         param = str(error.param or ("prompt" if request.messages is None else "messages"))

@@ -10,6 +10,7 @@ for each request (a hop to another process and a query), and signed keys (they c
 import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +101,7 @@ class Keys:
         if (task := self._asking.get(digest)) is not None:
             look.close()
             return task
-        task = asyncio.get_running_loop().create_task(look)
+        task = asyncio.get_running_loop().create_task(look, context=Context())  # whoever leaves takes it along in Serve
         self._asking[digest] = task
         task.add_done_callback(lambda done: self._done(digest, done))
         return task

@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from contextvars import Context
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -68,6 +69,7 @@ class Outbox(Generic[Item]):
         self._sending = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._next_flush: asyncio.Task[None] | None = None
+        self._flushes: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -92,8 +94,10 @@ class Outbox(Generic[Item]):
 
         All who come while one is under way share the next.
         """
-        if self._next_flush is None:
-            self._next_flush = asyncio.get_running_loop().create_task(self._flush())
+        if self._next_flush is None:  # in a context of its own: Serve cancels what a request that ends has asked for
+            self._next_flush = asyncio.get_running_loop().create_task(self._flush(), context=Context())
+            self._flushes.add(self._next_flush)
+            self._next_flush.add_done_callback(self._flushes.discard)
         await asyncio.shield(self._next_flush)
 
     async def close(self, patience_s: float = 10.0) -> None:
@@ -103,13 +107,17 @@ class Outbox(Generic[Item]):
             with suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
-        clock = asyncio.get_running_loop().time
-        until, pause_s = clock() + patience_s, self._interval_s
-        await self.flush()
-        while self._waiting and clock() + pause_s < until:
-            await asyncio.sleep(pause_s)
-            await self.flush()
-            pause_s *= 2
+        pause_s = self._interval_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self.flush()
+                while self._waiting:
+                    await asyncio.sleep(pause_s)
+                    await self.flush()
+                    pause_s *= 2
+        for flush in tuple(self._flushes):
+            flush.cancel()
+        await asyncio.gather(*self._flushes, return_exceptions=True)
         if self._waiting:
             self.dropped += len(self._waiting)
             logger.error("%s: %d items could not be sent before the stop", self._name, len(self._waiting))

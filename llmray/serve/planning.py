@@ -20,6 +20,9 @@ from llmray.serve.protocol import ApiError, ChatRequest, CompletionRequest, Requ
 
 Resolve = Callable[[str, str], Awaitable[PromptTemplate]]
 
+_COMPLETION_TOKENS = 16
+"""Of `/v1/completions` where nothing is said, as OpenAI has it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -104,7 +107,8 @@ def _plan_completion(body: CompletionRequest, request_id: str, prompt: str | tup
     message: ChatMessage = {"role": "user", "content": prompt if isinstance(prompt, str) else ""}
     if not isinstance(prompt, str):
         message = {**message, "token_ids": list(prompt)}
-    request = EngineRequest(id=request_id, prompt=prompt, sampling=_sampling(body, body.max_tokens), echo=body.echo)
+    max_tokens = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    request = EngineRequest(id=request_id, prompt=prompt, sampling=_sampling(body, max_tokens), echo=body.echo)
     return Plan(
         request=request, messages=(message,), key=body.user or request_id, model=body.model, request_id=request_id
     )

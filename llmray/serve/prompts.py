@@ -10,6 +10,7 @@ waits, and that nothing goes by a name is known for a second too: a flood of wro
 import asyncio
 import re
 from collections.abc import Callable, Mapping
+from contextvars import Context
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -109,7 +110,10 @@ class PromptCache:
         moves = parse_reference(reference).alias is not None
         if (asking := self._asking.get(reference)) is None:
             since = self._clock()
-            task = asyncio.get_running_loop().create_task(self._resolve(reference, since, moves))
+            resolve = self._resolve(reference, since, moves)
+            task = asyncio.get_running_loop().create_task(
+                resolve, context=Context()
+            )  # not the asker's own, in Serve's eyes
             task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be waiting any more
             asking = self._asking[reference] = _Asking(task, since)
         return asking
@@ -170,7 +174,7 @@ def render(prompt: PromptTemplate, variables: Mapping[str, str]) -> list[ChatMes
         )
     if extra := sorted(set(variables) - wanted):
         raise RequestRefusedError(
-            f"{prompt.name}:{prompt.version} has no variables {extra}; it has {sorted(wanted)}",
+            f"{prompt.name}:{prompt.version} has no variables {extra[:8]}; it has {sorted(wanted)}",
             "variables",
             "unknown_variable",
         )

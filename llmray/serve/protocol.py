@@ -20,6 +20,7 @@ from llmray.serve.chat_fields import (
     MAX_BODY_BYTES,
     Document,
     Message,
+    Name,
     NamedTool,
     ResponseFormat,
     StreamOptions,
@@ -129,7 +130,7 @@ class Request(Settings):
 
     settings_type: ClassVar[type[Settings]] = Settings
 
-    model: str
+    model: Name
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -178,9 +179,9 @@ class ChatRequest(Request, ChatSettings):
     max_completion_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    prompt: str | None = None
+    prompt: Name | None = None
     """Extension: a prompt of the registry, `ask-docs@production`; its messages come before the request's."""
-    variables: Annotated[dict[str, Text], Field(max_length=256)] | None = None
+    variables: Annotated[dict[Name, Text], Field(max_length=256)] | None = None
     """Extension: what fills the prompt's placeholders."""
 
     @model_validator(mode="after")
@@ -237,7 +238,7 @@ class CompletionRequest(Request):
 
 
 class EmbeddingRequest(Strict):
-    model: str
+    model: Name
     input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
     """Texts. Token ids are refused: they would be those of another model's tokenizer."""
     encoding_format: Literal["float", "base64"] = "float"
@@ -312,7 +313,8 @@ def parse(model: type[Body], raw: bytes) -> Body:
         raise as_api_error(error) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        param = _path(first["loc"], data)
+        path = _path(first["loc"], data)
+        param = None if path is None else path[:200]
         if first["type"] == "extra_forbidden":
             raise ApiError(
                 400, f"unknown field {param}: leave it out", param=param, code="unknown_parameter"
@@ -356,10 +358,11 @@ def _children(node: Any) -> list[Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> None:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ApiError(400, f"the body names {twice[:100]!r} twice", param=twice[:100], code="invalid_json")
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise ApiError(400, f"the body names {name[:100]!r} twice", param=name[:100], code="invalid_json")
+        seen.add(name)
 
 
 def _path(location: tuple[int | str, ...], data: Any) -> str | None:

@@ -333,7 +333,11 @@ class BridgePorts:
         except TimeoutError as error:
             raise UnavailableError("the registry does not answer within 5 s") from error
         except (RayError, RayServeException, AioRpcError) as error:
-            raise _ours(error, "the registry") from error
+            ours = _ours(error, "the registry")
+            if isinstance(ours, LLMRayError):
+                raise ours from error
+            logger.exception("the registry failed to %s", method)
+            raise UnavailableError(f"the registry failed: {type(error).__name__}") from error
 
 
 def _ours(error: Exception, what: str) -> Exception:

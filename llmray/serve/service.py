@@ -28,7 +28,7 @@ _MODEL_PREFIX, _EMBEDDER = "model-", "embedder-"
 _TAKE_OVER_S = 60.0
 LONGEST_ANSWER_S = 600.0
 """A replica that is taken away gets this long to finish the answers that it began."""
-_GATEWAY, _MODEL, _REGISTRY = "Gateway", "Model", "RegistryBridge"
+_GATEWAY, _MODEL, _REGISTRY, _MONITOR = "Gateway", "Model", "RegistryBridge", "Monitor"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,6 +246,17 @@ class Service:
             self._gateways[one["replica"]] = one["apps"]
         return together(apps[app] for apps in self._gateways.values() if app in apps)
 
+    def watch_anew(self, digest: str, reason: str) -> None:
+        """Have the monitor watch a model as if it were new; one that it has not seen is new already."""
+        try:
+            if (
+                MONITOR_APP in self.control.applications()
+                and digest in self.ask(MONITOR_APP, _MONITOR, "status")["models"]
+            ):
+                self.ask(MONITOR_APP, _MONITOR, "reset", digest, reason, anew=True)
+        except Exception as error:  # whatever the way to the monitor can raise
+            logger.warning("the monitor of %s cannot be set anew now: %s", digest[:12], error)
+
     def alarms(self, digest: str, since: datetime) -> int | None:
         """Alarms of the monitors about a model; None where the registry does not say."""
         try:
@@ -264,12 +275,12 @@ class Service:
         except Exception as error:  # whatever the way to the registry can raise
             logger.warning("the event %s of %s was not kept: %s", kind, subject[:12], error)
 
-    def ask(self, app: str, deployment: str, method: str, *arguments: Any) -> Any:
+    def ask(self, app: str, deployment: str, method: str, *arguments: Any, **named: Any) -> Any:
         """Call one method of a deployment."""
         from ray import serve
 
         handle = serve.get_deployment_handle(deployment, app)
-        return getattr(handle, method).remote(*arguments).result(timeout_s=30)
+        return getattr(handle, method).remote(*arguments, **named).result(timeout_s=30)
 
     def _start(self, changes: Mapping[str, Any], timeout_s: float) -> None:
         there = self.control.applications()

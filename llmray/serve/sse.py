@@ -44,9 +44,12 @@ async def _events(reply: Reply, shape: ResponseShape, *, with_usage: bool) -> As
     except (asyncio.CancelledError, GeneratorExit):
         raise
     except Exception as error:
-        logger.exception("answer %s broke off", reply.id)
-        broke_off = ApiError(500, "the answer broke off", code="answer_broke_off")
-        told = as_api_error(error) if isinstance(error, LLMRayError) else broke_off
+        if isinstance(error, LLMRayError):
+            logger.warning("answer %s broke off: %s", reply.id, error)
+            told = as_api_error(error)
+        else:
+            logger.exception("answer %s broke off", reply.id)
+            told = ApiError(500, "the answer broke off", code="answer_broke_off")
         notes().code = told.code
         yield _data(told.body())
         return

@@ -100,6 +100,31 @@ def test_calls_that_come_while_an_alarm_is_delivered_do_not_deliver_it_again() -
     assert len(sink.alarms) == 1
 
 
+def test_a_sink_that_hangs_holds_nobody_else_up() -> None:
+    class HangingSink(Sink):
+        def __init__(self) -> None:
+            super().__init__()
+            self.let = asyncio.Event()
+
+        async def alarm(self, payload: Mapping[str, Any]) -> None:
+            await self.let.wait()
+            await super().alarm(payload)
+
+    async def story() -> None:
+        sink = HangingSink()
+        monitor = replica(sink)
+        first = asyncio.ensure_future(monitor.observe(seen(SHAKESPEARE)))
+        await asyncio.sleep(0)
+        await monitor.observe(seen(USUAL[300:310], model="m2"))
+        assert (await monitor.status())["undelivered"] == 1
+        sink.let.set()
+        await first
+        assert (await monitor.status())["undelivered"] == 0
+        assert len(sink.alarms) == 1
+
+    asyncio.run(story())
+
+
 def test_a_replica_that_died_goes_on_where_it_was(tmp_path: Path) -> None:
     uri = str(tmp_path / "state.json")
     sink = Sink(down=True)

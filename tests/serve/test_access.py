@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -68,7 +69,7 @@ class Door:
 
     def play(self, scenario: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> Any:
         async def run() -> Any:
-            async with httpx.AsyncClient(transport=self._transport, base_url="http://gateway") as client:
+            async with httpx.AsyncClient(transport=self._transport, base_url="http://localhost") as client:
                 self.bench.gateway.start()
                 try:
                     return await scenario(client)
@@ -97,6 +98,20 @@ def test_without_keys_only_this_machine_is_served() -> None:
         assert error(refused) == (401, "invalid_api_key")
         assert "llmray keys create" in refused.text
     assert error(Door(MemoryRing(), client="127.0.0.1", peers_known=False).chat()) == (401, "invalid_api_key")
+
+
+def test_without_keys_pages_of_other_sites_get_nothing_through_a_browser() -> None:
+    door = Door(MemoryRing(), client="127.0.0.1")
+    for own in ({"origin": "http://localhost:3000", "sec-fetch-site": "same-site"}, {"host": "[::1]:8000"}):
+        assert door.chat(**own).status_code == 200
+    for foreign in (
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"host": "evil.example:8000"},
+        {"host": "[::1"},
+        {"sec-fetch-site": "cross-site"},
+    ):
+        assert error(door.chat(**foreign)) == (401, "invalid_api_key")
 
 
 @pytest.mark.parametrize(
@@ -279,6 +294,21 @@ def test_one_lookup_answers_all_who_wait_and_outlives_who_leaves() -> None:
         first.cancel()
         assert [found.id for found in await asyncio.gather(*others) if found] == ["k1"] * 9
         assert ring.asked == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_lookup_is_nobodys_own() -> None:
+    request: ContextVar[str | None] = ContextVar("request", default=None)
+
+    class Ring(MemoryRing):
+        async def key(self, token: str) -> Key | None:
+            assert request.get() is None, "Serve would cancel it when this request ends"
+            return await super().key(token)
+
+    async def scenario() -> None:
+        request.set("1")
+        assert await Keys(Ring(good=key()), clock=Clock()).key(GOOD)
 
     asyncio.run(scenario())
 

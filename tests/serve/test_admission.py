@@ -236,7 +236,7 @@ def test_the_gateway_tells_who_is_refused_and_who_is_late() -> None:
 
     async def scenario() -> None:
         app = create_app(bench.gateway)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             bench.gateway.start()
             late, refused = await asyncio.gather(
                 client.post("/v1/chat/completions", json=chat), client.post("/v1/chat/completions", json=chat)

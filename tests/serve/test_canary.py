@@ -25,6 +25,7 @@ class Service:
         self.weights: list[list[float]] = []
         self.alarmed: list[int | None] = []
         """What is known of alarms at the next looks."""
+        self.watched_anew: list[str] = []
         self.gone = False
         """Whether it takes no configuration any more."""
         self._errors = errors
@@ -43,6 +44,10 @@ class Service:
                 errors = min(count, self._errors.get(app, 0))
                 self._tallies[app] += Tally(requests=count, errors=errors, answers=count - errors)
         return self._tallies[app]
+
+    def watch_anew(self, digest: str, reason: str) -> None:
+        assert not self.weights, "before the first request"
+        self.watched_anew.append(digest)
 
     def alarms(self, digest: str, since: datetime) -> int | None:
         return self.alarmed.pop(0) if self.alarmed else 0
@@ -100,6 +105,12 @@ def test_a_rollout_that_breaks_off_gives_the_traffic_back(error: BaseException) 
     assert service.weights == [[95, 5], [100]]
     assert service.config.variants == [OLD]
     assert [kind for kind, _ in service.events] == ["rollout.step", "rollout.abandoned"]
+
+
+def test_a_model_that_alarmed_once_is_watched_again() -> None:
+    service = Service(errors={})
+    roll(service)
+    assert service.watched_anew == [NEW.digest]
 
 
 def test_alarms_that_cannot_be_read_are_no_verdict_for_that_look() -> None:

@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
+import httpx
+import openai
 import psutil
 import pytest
 from openai.types import Completion
@@ -20,9 +22,9 @@ from pydantic import ValidationError
 
 from llmray.errors import ConfigError, UnavailableError
 from llmray.serve.chat_fields import FunctionCall, Message, ToolCall
-from llmray.serve.engine import EngineRequest, RequestRefusedError, Sampling, TokenEvent
+from llmray.serve.engine import EngineRequest, OverloadedError, RequestRefusedError, Sampling, TokenEvent
 from llmray.serve.engines import External, ModelArgs, open_engine
-from llmray.serve.external_engine import ExternalEngine
+from llmray.serve.external_engine import ExternalEngine, _ours
 from llmray.serve.openai_wire import Reading, body_of
 
 SERVER = str(Path(__file__).with_name("echo_server.py"))
@@ -51,7 +53,7 @@ def quick(folder: Path) -> Iterator[ExternalEngine]:
 
 @pytest.fixture
 def slow(folder: Path) -> Iterator[ExternalEngine]:
-    engine = opened(folder, step_s=0.05, health_every_s=0.05)
+    engine = opened(folder, step_s=0.05, health_every_s=0.5)
     yield engine
     engine.close()
 
@@ -62,6 +64,26 @@ async def answer(events: AsyncGenerator[TokenEvent, None]) -> list[TokenEvent]:
 
 def ask(**fields: object) -> EngineRequest:
     return EngineRequest(id="a", **{"messages": CHAT, **fields})
+
+
+def test_a_proxy_of_the_environment_is_for_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    engine = opened(folder, start_timeout_s=60.0)
+    try:
+        events = asyncio.run(answer(engine.submit(ask())))
+    finally:
+        engine.close()
+    assert "".join(event.text for event in events) == "one two three four"
+
+
+@pytest.mark.parametrize(("said", "wait_s"), [("7", 7.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 1.0), (None, 1.0)])
+def test_a_full_server_is_asked_again_when_it_says(said: str | None, wait_s: float) -> None:
+    headers = {} if said is None else {"retry-after": said}
+    response = httpx.Response(429, headers=headers, request=httpx.Request("POST", "http://127.0.0.1/v1/completions"))
+    found = _ours(openai.RateLimitError("full", response=response, body=None), ask())
+    assert isinstance(found, OverloadedError)
+    assert found.retry_after_s == wait_s
 
 
 async def until(condition: Callable[[], bool]) -> None:

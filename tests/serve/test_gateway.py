@@ -27,7 +27,7 @@ def run(bench: Bench, scenario: Callable[[httpx.AsyncClient], Awaitable[Any]]) -
 
     async def play() -> Any:
         transport = httpx.ASGITransport(create_app(bench.gateway), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             bench.gateway.start()
             try:
                 return await scenario(client)

@@ -131,6 +131,11 @@ def text(content: str) -> bytes:
             "invalid_value",
         ),
         (text("w " * 100_000), "context_length_exceeded"),
+        (orjson.dumps({f"{n:x}": 1 for n in range(60_000)})[:-1] + b', "ea5f": 1}', "invalid_json"),
+        (text("x")[:-1] + b', "' + b"f" * 10_000 + b'": 1}', "unknown_parameter"),
+        (text("x").replace(b'"docs"', b'"' + b"m" * 10_000 + b'"'), "invalid_value"),
+        (text("x")[:-1] + b', "prompt": "' + b"p" * 10_000 + b'"}', "invalid_value"),
+        (text("x")[:-1] + b', "prompt": "a@b", "variables": {"' + b"v" * 10_000 + b'": ""}}', "invalid_value"),
     ],
 )
 def test_bodies(running: RunningGateway, body: bytes, code: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import replace
 
 import pytest
@@ -31,6 +32,21 @@ class HangingRegistry(MemoryRegistry):
         self.begun += 1
         await self.let.wait()
         return await super().prompt(reference)
+
+
+def test_a_question_to_the_registry_is_nobodys_own() -> None:
+    request: ContextVar[str | None] = ContextVar("request", default=None)
+
+    class Registry(MemoryRegistry):
+        async def prompt(self, reference: str) -> PromptChoice:
+            assert request.get() is None, "Serve would cancel it when this request ends"
+            return await super().prompt(reference)
+
+    async def scenario() -> None:
+        request.set("1")
+        assert await asker(PromptCache(Registry(), clock=lambda: 0.0))("ask@production") is ASK
+
+    asyncio.run(scenario())
 
 
 def split(old: float, new: float) -> PromptChoice:

@@ -28,7 +28,7 @@ def play(scenario: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> None:
     async def run() -> None:
         bench = Bench(registry=RegistryBridge.func_or_class())
         transport = httpx.ASGITransport(create_app(bench.gateway), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             for text in TEXTS:
                 body = {"name": "ask", "messages": [{"role": "user", "content": text}], "author": "ada"}
                 assert (await client.post("/v1/prompts", json=body)).status_code == 200

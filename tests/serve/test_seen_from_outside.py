@@ -42,7 +42,7 @@ def run(bench: Bench, scenario: Scenario, traces: Traces | None = None) -> Any:
         app = create_app(bench.gateway, traces=traces)
         bench.gateway.start()
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             done = await scenario(client)
         await bench.gateway.close()
         return done

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import pytest
 from hypothesis import given
@@ -177,6 +178,38 @@ def test_those_who_flush_together_wait_for_one_sending() -> None:
         let.set()
         await asyncio.gather(*waiting)
         assert begun <= 2
+
+    asyncio.run(scenario())
+
+
+def test_outbox_stops_in_time_where_nobody_takes_anything() -> None:
+    async def scenario() -> None:
+        async def send(batch: Sequence[int]) -> None:
+            await asyncio.Event().wait()
+
+        box: Outbox[int] = Outbox("test", send, batch=1, timeout_s=3600.0, keep_trying=False)
+        box.start()
+        for number in range(100):
+            box.put(number)
+        await box.close(patience_s=0.01)
+        assert (len(box), box.dropped) == (0, 100)
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(scenario())
+
+
+def test_outbox_sends_in_no_requests_context() -> None:
+    request: ContextVar[str | None] = ContextVar("request", default=None)
+
+    async def scenario() -> None:
+        async def send(batch: Sequence[int]) -> None:
+            assert request.get() is None
+
+        box: Outbox[int] = Outbox("test", send)
+        request.set("one whose end cancels what it asked for")
+        box.put(1)
+        await box.flush()
+        assert (len(box), box.dropped) == (0, 0)
 
     asyncio.run(scenario())
 
