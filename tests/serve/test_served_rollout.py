@@ -167,3 +167,25 @@ def test_rollout_goes_on_where_a_dead_driver_left_it(served: Served, tiny_model:
     assert {name for name in after["applications"] if name.startswith("model-")} == {canary}
     text = ask(served.client(), user="after", stream=True)
     assert text == ASK[0]["content"]
+
+
+def test_other_limits_take_a_new_replica_and_fail_nobody(served: Served, tiny_model: Path) -> None:
+    [before] = deployment.status()["config"]["variants"]
+    replicas = deployment.status()["replicas"][before["app"]]
+    with Crowd(served) as crowd:
+        deployment.deploy(
+            str(tiny_model),
+            before["digest"],
+            name="docs",
+            engine="echo",
+            quantization="none",
+            ttft_limit_s=5.0,
+            port=served.port,
+            database_url=served.database_url,
+        )
+    [after] = deployment.status()["config"]["variants"]
+    assert after["app"] == before["app"]
+    assert deployment.status()["replicas"][after["app"]] != replicas
+    assert crowd.failures == []
+    assert crowd.answered > 9
+    assert crowd.texts == {ASK[0]["content"]}
