@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llmray.errors import UnavailableError
 from llmray.serve.keys import Keys
 from llmray.serve.ports import Key, KeyRing
-from llmray.serve.protocol import ApiError
+from llmray.serve.protocol import ApiError, registry_away
 from llmray.serve.quota import Exceeded, Quota
 from llmray.serve.request_log import notes
 
@@ -95,9 +95,7 @@ class AccessControl:
             token = _bearer(scope)
             key = None if token is None else await self._keys.key(token)
         except UnavailableError as error:
-            raise ApiError(
-                503, f"keys cannot be checked now: {error}", code="registry_unavailable", retry_after_s=1.0
-            ) from error
+            raise registry_away() from error
         if token is None:
             raise ApiError(401, "no API key: send one as `Authorization: Bearer lr-…`", code="invalid_api_key")
         if key is None:

@@ -29,6 +29,7 @@ from llmray.serve.protocol import (
     EmbeddingRequest,
     FeedbackRequest,
     as_api_error,
+    registry_away,
 )
 from llmray.serve.reply import Reply
 from llmray.serve.request_log import notes
@@ -264,8 +265,7 @@ class Gateway:
         except InputError as error:
             raise _no_output(str(error)) from error
         except (UnavailableError, TimeoutError) as error:
-            told = str(error) or f"the registry does not answer within {_LOG_PATIENCE_S:g} s"
-            raise ApiError(503, told, code="registry_unavailable", retry_after_s=1.0) from error
+            raise registry_away() from error
 
     async def resolve_prompt(self, reference: str, key: str) -> PromptTemplate:
         """The prompt that a reference names; of a split label, the version that `key` falls on.
@@ -280,7 +280,7 @@ class Gateway:
         except InputError as error:
             raise ApiError(404, str(error), param="prompt", code="prompt_not_found") from error
         except UnavailableError as error:
-            raise ApiError(503, str(error), param="prompt", code="registry_unavailable", retry_after_s=1.0) from error
+            raise registry_away("prompt") from error
 
     async def metrics_text(self) -> bytes:
         """Prometheus text; an engine that does not answer within a second is left out."""

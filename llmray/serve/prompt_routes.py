@@ -27,7 +27,7 @@ from llmray.serve.engine import RequestRefusedError
 from llmray.serve.intake import Limits, read_body
 from llmray.serve.openapi import body_of, responses
 from llmray.serve.ports import LabelChange, PromptDraft, PromptLabel, PromptStore, PromptVersion
-from llmray.serve.protocol import ApiError
+from llmray.serve.protocol import ApiError, registry_away
 
 _Line = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 _Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -175,7 +175,7 @@ def _errors(wrong: int = 400) -> Iterator[None]:
     except GateRefusedError as error:
         raise ApiError(409, str(error), param="evidence", code="gate_refused") from error
     except UnavailableError as error:
-        raise ApiError(503, str(error), code="registry_unavailable", retry_after_s=1.0) from error
+        raise registry_away() from error
 
 
 def _who(said: str) -> str:

@@ -322,6 +322,12 @@ def parse(model: type[Body], raw: bytes) -> Body:
         raise ApiError(400, f"{param or 'body'}: {first['msg']}", param=param, code="invalid_value") from error
 
 
+def registry_away(param: str | None = None) -> ApiError:
+    """The registry cannot be asked; where it is and what it said are for the output log's warnings, not for who may have no key."""
+    told = "the registry is not available now: try again"
+    return ApiError(503, told, param=param, code="registry_unavailable", retry_after_s=1.0)
+
+
 def as_api_error(error: LLMRayError) -> ApiError:
     """What an engine refused, as an HTTP error."""
     match error:
