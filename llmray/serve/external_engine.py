@@ -157,8 +157,11 @@ class ExternalEngine:
 
 def _ours(error: openai.OpenAIError, request: EngineRequest) -> Exception:
     if isinstance(error, openai.RateLimitError):
-        after = error.response.headers.get("retry-after", "")
-        return OverloadedError(f"the server is full: {error}", float(after) if after.isdecimal() else 1.0)
+        try:
+            wait_s = float(error.response.headers.get("retry-after", 1.0))
+        except ValueError:  # it may be a date
+            wait_s = 1.0
+        return OverloadedError(f"the server is full: {error}", wait_s)
     if isinstance(error, openai.APIStatusError) and error.status_code < 500:
         # servers seldom name the field; what remains to be refused after `check` is a prompt that is too long
         param = str(error.param or ("prompt" if request.messages is None else "messages"))

@@ -101,7 +101,8 @@ class Keys:
         if (task := self._asking.get(digest)) is not None:
             look.close()
             return task
-        task = asyncio.get_running_loop().create_task(look, context=Context())  # whoever leaves takes it along in Serve
+        # in a context of its own: Serve cancels what a request that ends has asked for
+        task = asyncio.get_running_loop().create_task(look, context=Context())
         self._asking[digest] = task
         task.add_done_callback(lambda done: self._done(digest, done))
         return task

@@ -111,9 +111,8 @@ class PromptCache:
         if (asking := self._asking.get(reference)) is None:
             since = self._clock()
             resolve = self._resolve(reference, since, moves)
-            task = asyncio.get_running_loop().create_task(
-                resolve, context=Context()
-            )  # not the asker's own, in Serve's eyes
+            # in a context of its own: Serve cancels what a request that ends has asked for
+            task = asyncio.get_running_loop().create_task(resolve, context=Context())
             task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be waiting any more
             asking = self._asking[reference] = _Asking(task, since)
         return asking

@@ -77,7 +77,9 @@ def test_a_proxy_of_the_environment_is_for_others(folder: Path, monkeypatch: pyt
     assert "".join(event.text for event in events) == "one two three four"
 
 
-@pytest.mark.parametrize(("said", "wait_s"), [("7", 7.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 1.0), (None, 1.0)])
+@pytest.mark.parametrize(
+    ("said", "wait_s"), [("7", 7.0), ("0.5", 0.5), ("Wed, 21 Oct 2015 07:28:00 GMT", 1.0), (None, 1.0)]
+)
 def test_a_full_server_is_asked_again_when_it_says(said: str | None, wait_s: float) -> None:
     headers = {} if said is None else {"retry-after": said}
     response = httpx.Response(429, headers=headers, request=httpx.Request("POST", "http://127.0.0.1/v1/completions"))

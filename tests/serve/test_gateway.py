@@ -79,6 +79,8 @@ def test_stream_adds_up_and_ends_with_usage() -> None:
 def test_completion_honours_stop_and_max_tokens() -> None:
     stopped = post(Bench(), "/v1/completions", {"model": "docs", "prompt": "a b c d", "stop": " c"}).json()
     assert (stopped["choices"][0]["text"], stopped["choices"][0]["finish_reason"]) == ("a b", "stop")
+    default = post(Bench(), "/v1/completions", {"model": "docs", "prompt": "a " * 20}).json()
+    assert (default["usage"]["completion_tokens"], default["choices"][0]["finish_reason"]) == (16, "length")
     short = post(Bench(), "/v1/completions", {"model": "docs", "prompt": ["a b c d"], "max_tokens": 2}).json()
     assert (short["choices"][0]["text"], short["choices"][0]["finish_reason"]) == ("a b", "length")
 
