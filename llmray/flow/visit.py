@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from llmray.client.http import Client
 from llmray.flow.traffic import ANNOTATOR, RULE, Question, judge
@@ -18,6 +18,7 @@ from llmray.serve.control import wait_for
 
 _CHUNK = 10
 """Questions between two looks at the monitor."""
+_PATIENCE_S = 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +32,29 @@ class Reply:
     seconds: float
     """From the request to the last token."""
     error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observed:
+    """What the monitor has come to."""
+
+    answers: int
+    """Seen since it was first deployed."""
+    statistic: float
+    alarms: int
+    """Raised since it was first deployed."""
+    undelivered: int
+    """Alarms that are not in the registry yet."""
+
+
+class Observer(Protocol):
+    def monitor(self) -> Observed | None:
+        """What the monitor says; None where it does not answer now."""
+        ...
+
+    def ask(self, questions: Sequence[Question], *, temperature: float, seed: int = 0) -> list[Reply]:
+        """A reply to each question, in their order."""
+        ...
 
 
 class Visitors:
@@ -62,13 +86,16 @@ class Visitors:
         with ThreadPoolExecutor(self._at_once) as pool:
             return list(pool.map(one, range(len(questions))))
 
-    def observed(self) -> tuple[int, float, int]:
-        """What the monitor says by way of `/metrics`: answers seen, its statistic, alarms."""
+    def monitor(self) -> Observed | None:
+        """What the monitor says by way of `/metrics`; None where it does not answer now."""
         values = {sample.name: sample.value for sample in self._gateway.metrics() if not sample.labels}
-        return (
-            int(values.get("llmray_monitor_observed_total", 0)),
-            values.get("llmray_monitor_statistic", 0.0),
-            int(values.get("llmray_monitor_alarms_total", 0)),
+        if not values["llmray_monitor_up"]:
+            return None
+        return Observed(
+            answers=int(values["llmray_monitor_observed_total"]),
+            statistic=values["llmray_monitor_statistic"],
+            alarms=int(values["llmray_monitor_alarms_total"]),
+            undelivered=int(values["llmray_monitor_undelivered"]),
         )
 
     def close(self) -> None:
@@ -118,47 +145,49 @@ class Visitors:
 class Watch:
     """Asks in small rounds and looks at the monitor after each."""
 
-    def __init__(self) -> None:
+    def __init__(self, visitors: Observer) -> None:
+        """Count from here.
+
+        Raises:
+            UnavailableError: the monitor does not answer within 30 s.
+        """
+        self._visitors = visitors
+        self._before = wait_for(visitors.monitor, timeout_s=_PATIENCE_S, what="the monitor")
         self.asked = 0
         self.alarms = 0
+        """Raised since, all of them in the registry."""
         self.curve: list[tuple[int, float]] = []
         """Answers asked for so far, and the monitor's statistic then."""
-        self._seen_before = self._alarms_before = 0
-
-    def begin(self, visitors: Visitors) -> None:
-        """Count from here."""
-        self._seen_before, _, self._alarms_before = visitors.observed()
 
     def ask(
-        self,
-        visitors: Visitors,
-        questions: Sequence[Question],
-        *,
-        temperature: float,
-        seed: int,
-        until_alarm: bool = False,
+        self, questions: Sequence[Question], *, temperature: float, seed: int, until_alarm: bool = False
     ) -> list[Reply]:
+        """A reply to each question, in their order; those left when an alarm ends it have none.
+
+        Raises:
+            UnavailableError: the monitor has not seen what was answered, or not handed on its alarms, within 30 s.
+        """
         replies: list[Reply] = []
         size = 4 if until_alarm else _CHUNK
         for start in range(0, len(questions), size):
-            part = visitors.ask(questions[start : start + size], temperature=temperature, seed=seed + start)
+            part = self._visitors.ask(questions[start : start + size], temperature=temperature, seed=seed + start)
             replies += part
             self.asked += sum(reply.error is None for reply in part)
-            self._look(visitors)
+            self._look()
             if until_alarm and self.alarms:
                 break
         return replies
 
-    def _look(self, visitors: Visitors) -> None:
-        """Wait until the monitor, which is off the request path, has seen what was answered."""
-        wait_for(
-            lambda: visitors.observed()[0] - self._seen_before >= self.asked,
-            timeout_s=30,
-            what="the monitor to see what was answered",
-        )
-        _, statistic, alarms = visitors.observed()
-        self.alarms = alarms - self._alarms_before
-        self.curve.append((self.asked, statistic))
+    def _look(self) -> None:
+        now = wait_for(self._settled, timeout_s=_PATIENCE_S, what="the monitor to see what was answered")
+        self.alarms = now.alarms - self._before.alarms
+        self.curve.append((self.asked, now.statistic))
+
+    def _settled(self) -> Observed | None:
+        """What the monitor says once it is done: it watches off the request path, and its alarms travel too."""
+        now = self._visitors.monitor()
+        done = now is not None and now.answers - self._before.answers >= self.asked and not now.undelivered
+        return now if done else None
 
 
 def annotate(gateway: Client, first: Sequence[Reply], second: Sequence[Reply]) -> list[dict[str, Any]]:

@@ -10,12 +10,13 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from llmray.errors import ConfigError, LLMRayError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Application = Mapping[str, Any]
 """One entry of `applications` in a Serve file."""
 
@@ -126,17 +127,21 @@ class ServeControl:
         )
 
 
-def wait_for(condition: Callable[[], bool], *, timeout_s: float, what: str, poll_s: float = 0.1) -> None:
+def wait_for(condition: Callable[[], T | None], *, timeout_s: float, what: str, poll_s: float = 0.1) -> T:
     """Ask again until it holds.
+
+    Returns:
+        The first answer that is true.
 
     Raises:
         UnavailableError: not within the time.
     """
     deadline = time.monotonic() + timeout_s
-    while not condition():
+    while not (answer := condition()):
         if time.monotonic() > deadline:
             raise UnavailableError(f"waited {timeout_s:g} s for {what}")
         time.sleep(poll_s)
+    return answer
 
 
 def check_port(host: str, port: int) -> None:

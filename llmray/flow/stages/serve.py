@@ -298,14 +298,13 @@ def _talk(visitors: Visitors, gateway: Client, model: Artifact, data: Artifact, 
         Question(id=f"unusual-{number}", text=text, answer="")
         for number, text in enumerate(unusual_questions(config.unusual, config.seed))
     ]
-    watch = Watch()
-    watch.begin(visitors)
-    first = watch.ask(visitors, questions, temperature=0.0, seed=config.seed)
-    second = watch.ask(visitors, questions[::-1], temperature=config.temperature, seed=config.seed)[::-1]
+    watch = Watch(visitors)
+    first = watch.ask(questions, temperature=0.0, seed=config.seed)
+    second = watch.ask(questions[::-1], temperature=config.temperature, seed=config.seed)[::-1]
     usual, quiet = watch.asked, not watch.alarms
     log.info("traffic: %d usual answers, the monitor %s", usual, "is quiet" if quiet else "raised an ALARM")
     feedback = annotate(gateway, first, second)
-    unusual = watch.ask(visitors, others, temperature=0.0, seed=config.seed, until_alarm=True)
+    unusual = watch.ask(others, temperature=0.0, seed=config.seed, until_alarm=True)
     alarm = _alarm(model.digest, usual) if watch.alarms and quiet else None
     told = "no alarm" if alarm is None else f"drift alarm after {alarm['after_unusual']} of them"
     log.info("traffic: %d unusual questions: %s", len(unusual), told)
