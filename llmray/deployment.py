@@ -30,7 +30,7 @@ from llmray.serve.embedder import open_embedder
 from llmray.serve.engines import ModelArgs, checked_folder, open_engine
 from llmray.serve.replica import MONITOR, EmbedderReplica, GatewayReplica, ModelReplica
 from llmray.serve.rollout import RolloutPolicy
-from llmray.serve.routing import replica_options
+from llmray.serve.scaling import replica_options
 from llmray.serve.service import LONGEST_ANSWER_S, Deployed, ModelSource, Service
 from llmray.serve.variants import TextLog
 
@@ -43,10 +43,10 @@ _REQUEST_PATH = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
 }
 """How gateway and model run: one event loop in each, where Serve has three, since none of ours blocks it and a token pays
-for each crossing; gRPC from one to the other, since an actor call costs three times as much; access logs in blocks."""
+for each crossing; gRPC to the registry, since an actor call costs three times as much; access logs in blocks."""
 
 _BEING_REFUSED = 256
-"""Requests beyond a model's limit that may be on their way to it, and from it, at one moment."""
+"""Requests beyond the gateway's limit that may wait there at one moment."""
 
 
 class _Args(BaseModel):
@@ -110,21 +110,16 @@ def gateway(args: GatewayArgs) -> Application:
 
 
 def model(args: ModelArgs) -> Application:
-    """One model, quantized as it is loaded.
-
-    Its replicas refuse what they will not take, so Serve's own queue, which nobody sees into, must always let that many
-    through, and some more that are being refused.
-    """
+    """One model, quantized as it is loaded."""
     objective = Objective(
         ttft_s=args.ttft_limit_s, max_waiting=args.max_waiting, max_requests=args.max_ongoing_requests
     )
     return ModelReplica.options(  # type: ignore[attr-defined]
         **replica_options(args),
-        max_ongoing_requests=args.max_ongoing_requests + _BEING_REFUSED,
-        max_queued_requests=_BEING_REFUSED,
+        max_ongoing_requests=100,  # questions of gateways: requests pass Serve by
         max_surge_percent=100,  # other limits or replicas make it anew: it runs before the old one drains
         **_options(args.num_cpus, args.num_gpus, env=_REQUEST_PATH),
-    ).bind(functools.partial(open_engine, args), objective)
+    ).bind(functools.partial(open_engine, args), objective, args.routing)
 
 
 def embedder(args: EmbedderArgs) -> Application:

@@ -1,20 +1,16 @@
-"""The Ray shell: gateway and model as Serve deployments, and deployment handles as ports.
-
-The model replica sends events in lists: the first token leaves at once, and so does each one of a model that takes its time;
-what follows within `TOGETHER_S` goes along, since a message costs both sides more than making a word of it into an event. The
-gateway itself is `core`.
-"""
+"""The Ray shell: gateway and model as Serve deployments, and deployment handles as ports. The gateway itself is `core`."""
 
 import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import ray
 from fastapi import FastAPI
 from grpc.aio import AioRpcError
 from ray import serve
@@ -25,12 +21,14 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
-from llmray.errors import LLMRayError, UnavailableError, UserError
+from llmray.errors import LLMRayError, UnavailableError
 from llmray.outputs import Feedback, Output
 from llmray.serve.admission import Admission, Objective
+from llmray.serve.balancer import LOOK_S, Balancer
+from llmray.serve.channel import ChannelServer, Door, Send
 from llmray.serve.core import Gateway
 from llmray.serve.embedder import Embedded, Embedder
-from llmray.serve.engine import DeadlineExceededError, Engine, EngineLoad, EngineRequest, OverloadedError, TokenEvent
+from llmray.serve.engine import DeadlineExceededError, Engine, EngineLoad, EngineRequest, TokenEvent
 from llmray.serve.gateway import create_app
 from llmray.serve.ports import (
     Key,
@@ -50,8 +48,6 @@ from llmray.serve.variants import GatewayConfig
 
 logger = logging.getLogger(__name__)
 
-TOGETHER_S = 0.05
-"""Seconds between two messages of a stream, as in Ray Serve LLM; its first and last wait for nothing."""
 GATEWAY = "Gateway"
 MODEL = "Model"
 MONITOR = "Monitor"
@@ -102,52 +98,53 @@ class GatewayReplica:
 class ModelReplica:
     """One engine, alone with its weights, and who gets in."""
 
-    def __init__(self, make_engine: Callable[[], Engine], objective: Objective) -> None:
+    def __init__(self, make_engine: Callable[[], Engine], objective: Objective, routing: str = "power_of_two") -> None:
         self._engine = make_engine()
+        self._routing = routing
+        self._channel = ChannelServer(self.answer)
+        self._port: int | None = None
+        self._opening = asyncio.Lock()
         self._admission = Admission(objective, clock=time.monotonic)
         self._first_tokens = FirstTokens()
         self._traces = traces_to_collector("llmray-model")
         _keep_out_of_collections()
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[list[TokenEvent] | UserError, None]:
-        """Events of one answer, in lists; an error of the user's comes last, as a value.
+    async def door(self) -> Door:
+        """Where requests are taken."""
+        async with self._opening:
+            if self._port is None:
+                self._port = await self._channel.listen(ray.util.get_node_ip_address())
+        return Door(
+            replica=serve.get_replica_context().replica_id.unique_id,
+            host=ray.util.get_node_ip_address(),
+            port=self._port,
+            secret=self._channel.secret,
+            routing=self._routing,
+            under_way=len(self._channel.answering),
+        )
 
-        Serve would write the stack of an error that is raised into its log, which a flood of refusals would fill.
+    async def answer(self, request: EngineRequest, send: Send) -> None:
+        """Give the events of one answer to `send`.
+
+        Raises:
+            OverloadedError: the first one would come too late.
+            DeadlineExceededError: the time that the request allows is over.
+            RequestRefusedError: the engine cannot do what is asked.
+            UnavailableError: the engine is closed.
         """
+        place = self._admission.enter(request, self._engine.load())
+        limit = asyncio.timeout(request.timeout_s)
         try:
-            place = self._admission.enter(request, self._engine.load())
-        except UserError as error:
-            yield error
-            return
-        ready: list[TokenEvent] = []
-        wake = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(_pump(self._events(request), ready, wake))
-        task.add_done_callback(lambda _: wake.set())
-        limit = None if request.timeout_s is None else loop.call_later(request.timeout_s, task.cancel)
-        try:
-            while True:
-                await wake.wait()
-                wake.clear()
-                batch, ready[:] = list(ready), []
-                if batch:
-                    place.answered(batch[0].prompt_tokens)
-                    yield batch
-                if task.done() and not ready:
-                    if task.cancelled():
-                        raise DeadlineExceededError(f"the {request.timeout_s:g} s that the request allows are over")
-                    await task
-                    return
-                await asyncio.wait([task], timeout=TOGETHER_S)
-        except UserError as error:
-            yield error
+            async with limit, aclosing(self._events(request)) as events:
+                async for event in events:
+                    place.answered(event.prompt_tokens)
+                    send(event)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise DeadlineExceededError(f"the {request.timeout_s:g} s that the request allows are over") from error
         finally:
             place.leave()
-            if limit is not None:
-                limit.cancel()
-            task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await task
 
     async def info(self) -> dict[str, Any]:
         """What runs here."""
@@ -159,14 +156,27 @@ class ModelReplica:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve asks for every second where the number of replicas follows the load."""
-        return self._first_tokens.stats(self._engine.load())
+        return self._first_tokens.stats(self._engine.load(), self._admission.requests)
 
     def check_health(self) -> None:
         """Serve replaces a replica whose engine died."""
         if self._engine.closed:
             raise UnavailableError("the engine has stopped")
 
-    def __del__(self) -> None:
+    def __del__(self) -> Coroutine[Any, Any, None] | None:
+        """Serve awaits this when it ends a replica, and ends its process only then, or after `graceful_shutdown_timeout_s`."""
+        if getattr(self, "_port", None) is None:  # nobody came in; or the engine failed to start
+            self._close()
+            return None
+        return self._leave()
+
+    async def _leave(self) -> None:
+        try:
+            await self._channel.leave()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         if engine := getattr(self, "_engine", None):
             engine.close()
         if traces := getattr(self, "_traces", None):
@@ -191,26 +201,13 @@ class EmbedderReplica:
         return await self._engine.embed(texts)
 
 
-async def _pump(events: AsyncGenerator[TokenEvent, None], ready: list[TokenEvent], wake: asyncio.Event) -> None:
-    try:
-        async for event in events:
-            ready.append(event)
-            wake.set()
-    finally:
-        await events.aclose()
-
-
 class ModelBackend:
-    """A model application as an engine."""
+    """A model application as an engine: Serve has its replicas, and requests go to them by channels."""
 
     def __init__(self, app: str) -> None:
         self._app = app
-        self._model = serve.get_deployment_handle(MODEL, app)
-        self._handle = self._model.options(
-            stream=True,
-            request_serialization="pickle",  # plain values, once a token: Serve's default is for closures, and slower
-            response_serialization="pickle",
-        )
+        self._handle = serve.get_deployment_handle(MODEL, app)
+        self._replicas = Balancer(self._doors, self._door, clock=time.monotonic)
 
     async def there(self) -> None:
         """Ask whether a request would be answered, and wake no replica by asking.
@@ -231,28 +228,24 @@ class ModelBackend:
         Raises:
             RayServeException: it has none now.
         """
-        return dict(await self._model.broadcast("busy").results_async())
+        return dict(await self._handle.broadcast("busy").results_async())
 
-    async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
-        response = self._handle.generate.remote(replace(request, trace=notes().trace))
-        finished = False
+    def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
+        """The events of one answer; leaving early frees its compute."""
+        return self._replicas.submit(replace(request, trace=notes().trace))
+
+    async def _doors(self) -> list[Door]:
         try:
-            async for batch in response:
-                if isinstance(batch, UserError):
-                    finished = True
-                    raise batch
-                for event in batch:
-                    yield event
-            finished = True
-        except BackPressureError as error:  # admission refuses earlier; this holds while its replica does not answer
-            finished = True
-            raise OverloadedError("too many requests wait already: try again later", 1.0) from error
-        except (RayError, RayServeException, AioRpcError) as error:
-            finished = True
+            found = await self._handle.broadcast("door").results_async(timeout_s=LOOK_S, return_exceptions=True)
+        except (RayError, RayServeException, AioRpcError, TimeoutError) as error:
             raise _ours(error, f"the model application {self._app}") from error
-        finally:
-            if not finished:
-                response.cancel()
+        return [door for door in found if isinstance(door, Door)]
+
+    async def _door(self) -> Door:
+        try:
+            return cast(Door, await self._handle.door.remote())
+        except (RayError, RayServeException, AioRpcError) as error:
+            raise _ours(error, f"the model application {self._app}") from error
 
 
 class EmbedderBackend:

@@ -3,25 +3,16 @@
 Rendezvous hashing (Thaler and Ravishankar, 1998) ranks the replicas for each key: when a replica comes or goes, only the
 keys that it wins or loses move. A popular key must not bury its replica, so one that has more than its share of the
 requests under way is passed over (consistent hashing with bounded loads: Mirrokni, Thorup and Zadimoghaddam, 2018);
-the next in rank is the same for all requests of that key, so the overflow finds a warm cache too. A request without a
-key gets the less busy of two replicas. Rejected: Serve's experimental `ConsistentHashRouter` (it passes a replica over
-only when that is full, knows no prompts, and needs mmh3), and a tree of every prompt seen (state for each gateway that
-must follow what engines evict; worth it when prompts share long beginnings in many ways).
-
-Serve loads the router by value in each process that has a handle to the model.
+the next in rank is the same for all requests of that key, so the overflow finds a warm cache too. Rejected: a tree of every
+prompt seen (state for each gateway that must follow what engines evict; worth it when prompts share long beginnings in
+many ways).
 """
 
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-from ray.serve.config import RequestRouterConfig
-from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from llmray.serve.engine import EngineRequest
-from llmray.serve.engines import ModelArgs
-from llmray.serve.scaling import autoscaling_config
 
 PREFIX_CHARACTERS = 1024
 """How much of a prompt's beginning makes its key."""
@@ -40,15 +31,15 @@ def ranked(key: str, names: Iterable[str]) -> list[str]:
     return sorted(names, key=weight)
 
 
-def in_order(key: str, loads: Mapping[str, int]) -> list[str]:
-    """Replicas to try for a key, in order.
+def replica_for(key: str, loads: Mapping[str, int]) -> str:
+    """The first in a key's rank that has not more than its share.
 
     Args:
         loads: requests under way, by replica.
     """
-    bound = max(NEVER_TOO_MANY, math.ceil(SHARE * (sum(loads.values()) + 1) / max(len(loads), 1)))
+    bound = max(NEVER_TOO_MANY, math.ceil(SHARE * (sum(loads.values()) + 1) / len(loads)))
     order = ranked(key, loads)
-    return [name for name in order if loads[name] < bound] + [name for name in order if loads[name] >= bound]
+    return next((name for name in order if loads[name] < bound), order[0])
 
 
 def session_key(request: EngineRequest) -> str | None:
@@ -70,41 +61,10 @@ def prefix_key(request: EngineRequest) -> str | None:
     return text[:PREFIX_CHARACTERS] or None
 
 
-class AffinityRouter(RequestRouter):
-    """Serve's router by `in_order`; each request keeps the replica that was chosen for it."""
+def key_of(routing: str, request: EngineRequest) -> str | None:
+    """What decides which replica is a request's own; None where any will do.
 
-    def initialize_state(self, **kwargs: Any) -> None:
-        """Take `by`: `session` or `prefix`."""
-        self._key_of = {"session": session_key, "prefix": prefix_key}[kwargs["by"]]
-
-    async def choose_replicas(
-        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
-    ) -> list[list[RunningReplica]]:
-        if pending_request is None:
-            return [candidate_replicas]
-        pending_request.routing_context.should_backoff = True  # once all were tried, wait before the next round
-        by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        request = pending_request.args[0] if pending_request.args else None
-        key = self._key_of(request) if isinstance(request, EngineRequest) else None
-        if key is None:
-            order = ranked(pending_request.metadata.internal_request_id, by_name)
-            return [[by_name[name] for name in part] for part in (order[:2], order[2:]) if part]
-        loads = {name: self._under_way(replica.replica_id) for name, replica in by_name.items()}
-        return [[by_name[name]] for name in in_order(key, loads)]
-
-    def _under_way(self, replica_id: ReplicaID) -> int:
-        """As far as this process knows; zero for one that it has not heard of lately."""
-        return self.replica_queue_len_cache.get(replica_id) or 0
-
-
-def replica_options(args: ModelArgs) -> dict[str, Any]:
-    """How many replicas a model has, and which of them gets a request: options of a Serve deployment."""
-    scaling = autoscaling_config(args)
-    options: dict[str, Any] = (
-        {"num_replicas": args.num_replicas} if scaling is None else {"autoscaling_config": scaling}
-    )
-    if args.routing != "power_of_two":
-        options["request_router_config"] = RequestRouterConfig(
-            request_router_class="llmray.serve.routing.AffinityRouter", request_router_kwargs={"by": args.routing}
-        )
-    return options
+    Args:
+        routing: `power_of_two`, `prefix` or `session`.
+    """
+    return {"power_of_two": lambda _: None, "prefix": prefix_key, "session": session_key}[routing](request)

@@ -4,7 +4,8 @@ The prompt tokens that stand before a request that comes now, over the speed at 
 its first token: so many replicas are wanted that this keeps the objective. Where an engine does not know its speed, the
 first tokens it gave are measured. Up at once and by as much as is needed; down one replica at a time, only where the
 smaller number would still have room to spare, and after Serve's delay. With nothing to do the policy says zero, and
-`min_replicas` decides; a request that comes then waits in the gateway's handle, which wakes a replica.
+`min_replicas` decides; a request that comes then asks for a replica by the gateway's handle, where Serve counts it
+(`balancer`). The others pass Serve by (`channel`), and the replicas count them.
 
 Serve's controller, which has none of our code, runs `TokenScaling` by value: it uses nothing of llmray. Serve 2.60 says
 that its environment variables set how often figures are sent, but only the deprecated `metrics_interval_s` does.
@@ -39,8 +40,10 @@ _RECENT_S = 10.0
 class ReplicaLoad:
     """One replica, as it said last."""
 
+    under_way: float
+    """Requests that it has taken and not finished, the mean of late."""
     waiting: float
-    """Requests without a first token."""
+    """Those without a first token."""
     waiting_tokens: float
     """Prompt tokens before a request that comes now."""
     prefill_tokens_per_s: float
@@ -55,8 +58,8 @@ class ScalingState:
     """Running now."""
     target: int
     """Asked for at the last decision; more than `replicas` while some start."""
-    requests: float
-    """Under way in replicas or waiting for one."""
+    asking: float
+    """Calls of Serve's that wait for a replica, or are under way."""
     loads: tuple[ReplicaLoad, ...] = ()
 
 
@@ -91,20 +94,29 @@ class TokenScaling:
     def __call__(self, context: "AutoscalingContext") -> tuple[int, dict[str, Any]]:
         raw: Mapping[str, Mapping[Any, Any]] = context.raw_metrics or {}
 
-        def last(name: str, replica: Any) -> float:
-            points = raw.get(name, {}).get(replica)
-            return float(points[-1].value) if points else 0.0
+        def series(name: str, replica: Any) -> list[float]:
+            return [float(point.value) for point in raw.get(name, {}).get(replica) or ()] or [0.0]
+
+        def mean(name: str, replica: Any) -> float:
+            return sum(values := series(name, replica)) / len(values)
 
         names = ("waiting", "waiting_tokens", "prefill_tokens_per_s", "ttft_s")
         state = ScalingState(
             replicas=context.current_num_replicas,
             target=context.target_num_replicas,
-            requests=context.total_num_requests,
+            asking=context.total_num_requests,
             loads=tuple(
-                ReplicaLoad(**{name: last(name, replica) for name in names}) for replica in context.running_replicas
+                ReplicaLoad(under_way=mean("under_way", replica), **{name: series(name, replica)[-1] for name in names})
+                for replica in context.running_replicas
             ),
         )
         return desired_replicas(state, self._policy), {}
+
+
+def replica_options(args: "ModelArgs") -> dict[str, Any]:
+    """How many replicas a model has: options of a Serve deployment."""
+    scaling = autoscaling_config(args)
+    return {"num_replicas": args.num_replicas} if scaling is None else {"autoscaling_config": scaling}
 
 
 def autoscaling_config(args: "ModelArgs") -> "AutoscalingConfig | None":
@@ -157,9 +169,10 @@ class FirstTokens:
         recent = sorted(seconds for at, seconds in self._seen if at >= since)
         return recent[len(recent) // 2] if recent else 0.0
 
-    def stats(self, load: "EngineLoad") -> dict[str, float]:
+    def stats(self, load: "EngineLoad", under_way: int) -> dict[str, float]:
         """What Serve collects from a replica for `TokenScaling`."""
         return {
+            "under_way": float(under_way),
             "waiting": float(load.waiting),
             "waiting_tokens": float(load.waiting_tokens),
             "prefill_tokens_per_s": load.prefill_tokens_per_s or 0.0,
@@ -169,8 +182,8 @@ class FirstTokens:
 
 def _replicas_of_work(state: ScalingState, policy: ScalingPolicy) -> float:
     """How many replicas the load would just fill."""
-    work = state.requests / policy.requests_per_replica
     loads = state.loads
+    work = (state.asking + sum(load.under_way for load in loads)) / policy.requests_per_replica
     speeds = [load.prefill_tokens_per_s for load in loads if load.prefill_tokens_per_s > 0]
     if speeds:
         one_replica = sum(speeds) / len(speeds) * policy.ttft_objective_s

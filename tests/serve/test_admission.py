@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -10,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_ports import Bench
 
-from llmray.errors import UserError
-from llmray.serve import replica as replica_module
 from llmray.serve.admission import Admission, Admit, Objective, Place, Refuse, decide
+from llmray.serve.channel import Channel, Door
 from llmray.serve.echo_engine import EchoEngine
 from llmray.serve.engine import (
     DeadlineExceededError,
     EngineLoad,
     EngineRequest,
     OverloadedError,
+    RequestRefusedError,
     Sampling,
     TokenEvent,
 )
@@ -170,32 +171,39 @@ def test_token_ids_teach_nothing_of_texts_and_a_text_has_hardly_more_tokens_than
     assert admission.waiting_tokens == 5000
 
 
-def words(replica: Any, text: str, **fields: Any) -> Any:
-    """Everything that a replica says to one request."""
-
-    async def collect() -> list[Any]:
-        request = EngineRequest(id="1", prompt=text, **fields)
-        return [
-            item
-            async for batch in replica.generate(request)
-            for item in (batch if isinstance(batch, list) else [batch])
-        ]
-
-    return collect()
+@asynccontextmanager
+async def door_of(replica: Any) -> AsyncGenerator[Channel]:
+    """A connection to a replica that runs here."""
+    port, secret = await replica._channel.listen("127.0.0.1"), replica._channel.secret
+    channel = Channel(
+        Door(replica="r", host="127.0.0.1", port=port, secret=secret, routing="power_of_two"), lambda _: None
+    )
+    await channel.open()
+    yield channel
+    channel.retire()
 
 
-def test_a_replica_sends_refusals_as_values() -> None:
+async def text_of(channel: Channel, text: str, **fields: Any) -> str:
+    request = EngineRequest(id="1", prompt=text, **fields)
+    return "".join([event.text async for event in channel.submit(request)])
+
+
+def test_a_replica_tells_what_it_refuses_and_why() -> None:
     replica = Replica(EchoEngine, Objective(ttft_s=1.0, max_waiting=1, max_requests=1))
 
     async def scenario() -> None:
-        first = replica.generate(EngineRequest(id="1", prompt="one two"))
-        await anext(first)
-        [refusal] = await words(replica, "three")
-        assert isinstance(refusal, OverloadedError)
-        await first.aclose()
-        assert "".join(event.text for event in await words(replica, "three")) == "three"
-        [wrong] = await words(replica, "three", json_schema="{}")
-        assert isinstance(wrong, UserError)
+        async with door_of(replica) as channel:
+            engine = replica._engine = EndlessEngine()
+            first = channel.submit(EngineRequest(id="1", prompt="one two"))
+            await anext(first)
+            with pytest.raises(OverloadedError, match="under way"):
+                await text_of(channel, "three")
+            await first.aclose()
+            await engine.was_left.wait()
+            replica._engine = EchoEngine()
+            assert await text_of(channel, "three") == "three"
+            with pytest.raises(RequestRefusedError, match="response_format"):
+                await text_of(channel, "three", json_schema="{}")
 
     asyncio.run(scenario())
 
@@ -205,9 +213,9 @@ def test_a_deadline_ends_the_answer_and_frees_the_engine() -> None:
     replica = Replica(lambda: engine, OBJECTIVE)
 
     async def scenario() -> None:
-        *events, last = await words(replica, "go", timeout_s=0.05)
-        assert isinstance(last, DeadlineExceededError)
-        assert all(isinstance(event, TokenEvent) for event in events)
+        async with door_of(replica) as channel:
+            with pytest.raises(DeadlineExceededError, match=r"0\.05 s"):
+                await text_of(channel, "go", timeout_s=0.05)
         assert engine.left == 1
         assert (replica._admission.requests, replica._admission.waiting) == (0, 0)
 
@@ -219,10 +227,12 @@ def test_who_leaves_frees_the_engine_at_once() -> None:
     replica = Replica(lambda: engine, OBJECTIVE)
 
     async def scenario() -> None:
-        answer = replica.generate(EngineRequest(id="1", prompt="go", sampling=Sampling()))
-        await anext(answer)
-        await answer.aclose()
-        assert engine.left == 1
+        async with door_of(replica) as channel:
+            answer = channel.submit(EngineRequest(id="1", prompt="go", sampling=Sampling()))
+            await anext(answer)
+            assert replica._admission.requests == 1
+            await answer.aclose()
+            await engine.was_left.wait()
         assert replica._admission.requests == 0
 
     asyncio.run(scenario())
@@ -265,30 +275,18 @@ class BehindReplica(EchoEngine):
         self._replica = replica
 
     async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
-        async for batch in self._replica.generate(request):
-            if isinstance(batch, UserError):
-                raise batch
-            for event in batch:
+        async with door_of(self._replica) as channel, aclosing(channel.submit(request)) as events:
+            async for event in events:
                 yield event
-
-
-def test_the_first_event_leaves_alone_and_those_that_follow_soon_leave_together(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(replica_module, "TOGETHER_S", 3600.0)
-    replica = Replica(EchoEngine, OBJECTIVE)
-
-    async def scenario() -> list[int]:
-        answer = replica.generate(EngineRequest(id="1", prompt="one two three four"))
-        return [len(batch) async for batch in answer]
-
-    assert asyncio.run(scenario()) == [1, 4]  # the last says that it is the last, and is waited for no longer
 
 
 class EndlessEngine(EchoEngine):
     """Says one word and then nothing until it is left."""
 
-    left = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = 0
+        self.was_left = asyncio.Event()
 
     async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
         try:
@@ -296,3 +294,4 @@ class EndlessEngine(EchoEngine):
             await asyncio.Event().wait()
         finally:
             self.left += 1
+            self.was_left.set()

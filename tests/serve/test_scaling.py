@@ -33,14 +33,16 @@ from llmray.serve.scaling import (
 POLICY = ScalingPolicy(ttft_objective_s=2.0, requests_per_replica=10)
 
 
-def load(*, tokens: float = 0, speed: float = 0, ttft_s: float = 0, waiting: float = 0) -> ReplicaLoad:
-    return ReplicaLoad(waiting=waiting, waiting_tokens=tokens, prefill_tokens_per_s=speed, ttft_s=ttft_s)
-
-
-def state(replicas: int, requests: float, *loads: ReplicaLoad, target: int | None = None) -> ScalingState:
-    return ScalingState(
-        replicas=replicas, target=replicas if target is None else target, requests=requests, loads=loads
+def load(
+    *, tokens: float = 0, speed: float = 0, ttft_s: float = 0, waiting: float = 0, under_way: float = 0
+) -> ReplicaLoad:
+    return ReplicaLoad(
+        under_way=under_way, waiting=waiting, waiting_tokens=tokens, prefill_tokens_per_s=speed, ttft_s=ttft_s
     )
+
+
+def state(replicas: int, asking: float, *loads: ReplicaLoad, target: int | None = None) -> ScalingState:
+    return ScalingState(replicas=replicas, target=replicas if target is None else target, asking=asking, loads=loads)
 
 
 def test_nothing_to_do_is_no_replica_and_something_is_one() -> None:
@@ -163,8 +165,8 @@ def test_first_tokens_are_timed_and_forgotten() -> None:
             await ask(seconds)
         assert first.median_s() == 2.0
         busy = EngineLoad(running=1, waiting=2, waiting_tokens=30, prefill_tokens_per_s=None)
-        assert first.stats(busy) == {
-            "waiting": 2.0, "waiting_tokens": 30.0, "prefill_tokens_per_s": 0.0, "ttft_s": 2.0
+        assert first.stats(busy, 5) == {
+            "under_way": 5.0, "waiting": 2.0, "waiting_tokens": 30.0, "prefill_tokens_per_s": 0.0, "ttft_s": 2.0
         }  # fmt: skip
         now += 60
         assert first.median_s() == 0.0
