@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from contextvars import Context
 
+from llmray.errors import UnavailableError
 from llmray.serve.channel import Channel, Door, LeavingError
 from llmray.serve.engine import EngineRequest, TokenEvent
 from llmray.serve.routing import key_of, replica_for
@@ -117,8 +118,12 @@ class Balancer:
                 self._channels[name].retire()
             self._missing = missing
             await asyncio.gather(*map(self._join, doors.values()))
-        except Exception as error:  # whatever Serve can raise; those that are known go on, and the next look comes soon
-            logger.warning("replicas cannot be looked for now: %s", error)
+        except (
+            UnavailableError
+        ) as error:  # as where a model sleeps; those that are known go on, and the next look comes soon
+            logger.info("no look at the replicas: %s", error)
+        except Exception:  # whatever else Serve can raise
+            logger.exception("no look at the replicas")
         finally:
             self._looked = self._clock()
             self._looking = None

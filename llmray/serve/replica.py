@@ -168,6 +168,7 @@ class ModelReplica:
         if getattr(self, "_port", None) is None:  # nobody came in; or the engine failed to start
             self._close()
             return None
+        self._port = None
         return self._leave()
 
     async def _leave(self) -> None:
