@@ -118,9 +118,8 @@ class Balancer:
                 self._channels[name].retire()
             self._missing = missing
             await asyncio.gather(*map(self._join, doors.values()))
-        except (
-            UnavailableError
-        ) as error:  # as where a model sleeps; those that are known go on, and the next look comes soon
+        except UnavailableError as error:
+            # as where a model sleeps; those that are known go on, and the next look comes soon
             logger.info("no look at the replicas: %s", error)
         except Exception:  # whatever else Serve can raise
             logger.exception("no look at the replicas")

@@ -72,16 +72,26 @@ class ChannelServer:
         self.leaving = False
         self._callers: set[_Caller] = set()
         self._hung_up = asyncio.Event()
+        self._opening = asyncio.Lock()
         self._server: asyncio.Server | None = None
+        self._port = 0
+
+    @property
+    def listens(self) -> bool:
+        """Whether gateways can come, or could before it was left."""
+        return self._server is not None
 
     async def listen(self, host: str) -> int:
-        """Take requests.
+        """Take requests; a second call changes nothing.
 
         Returns:
             The port.
         """
-        self._server = await asyncio.get_running_loop().create_server(lambda: _Caller(self), host, 0)
-        return int(self._server.sockets[0].getsockname()[1])
+        async with self._opening:
+            if self._server is None:
+                self._server = await asyncio.get_running_loop().create_server(lambda: _Caller(self), host, 0)
+                self._port = int(self._server.sockets[0].getsockname()[1])
+        return self._port
 
     async def leave(self) -> None:
         """Take no more, finish what was taken, and close once the gateways have hung up."""
@@ -149,15 +159,15 @@ class Channel:
             async with asyncio.timeout(_HELLO_S):
                 await asyncio.get_running_loop().create_connection(lambda: replica, self.door.host, self.door.port)
                 await replica.known_to_each_other
-        except (OSError, TimeoutError) as error:
-            replica.close()
+        except OSError as error:  # a TimeoutError is one
             raise UnavailableError(f"replica {self.door.replica} does not answer: {error}") from error
-        except BaseException:
-            replica.close()
-            raise
-        if replica.closing:
+        else:
+            self._replica, self.takes_requests = replica, not replica.closing
+        finally:
+            if not self.takes_requests:
+                replica.give_up()
+        if not self.takes_requests:
             raise UnavailableError(f"replica {self.door.replica} hung up")
-        self._replica, self.takes_requests = replica, True
         self.told(self.door.under_way)
 
     async def submit(self, request: EngineRequest) -> AsyncGenerator[TokenEvent, None]:
@@ -231,6 +241,11 @@ class _Replica(Peer):
         if not self.known_to_each_other.done():
             self.known_to_each_other.set_exception(error or ConnectionError("it hung up"))
         self._channel.lost()
+
+    def give_up(self) -> None:
+        """Nobody waits for it to be known."""
+        self.known_to_each_other.cancel()
+        self.close()
 
     def greet(self, said: bytearray) -> None:
         secret = self._channel.door.secret
@@ -327,9 +342,8 @@ class _Caller(Peer):
         try:
             await self._server.answer(request, send)
         except asyncio.CancelledError:
-            self.put(
-                number, UnavailableError("the answer was given up")
-            )  # nobody reads it where it was the gateway's wish
+            # a gateway whose wish it was does not read this
+            self.put(number, UnavailableError("the answer was given up"))
             raise
         except LLMRayError as error:
             self.put(number, error)

@@ -24,11 +24,12 @@ from ray.serve.schema import ApplicationStatus
 from llmray.errors import LLMRayError, UnavailableError
 from llmray.outputs import Feedback, Output
 from llmray.serve.admission import Admission, Objective
+from llmray.serve.answer import in_time
 from llmray.serve.balancer import LOOK_S, Balancer
 from llmray.serve.channel import ChannelServer, Door, Send
 from llmray.serve.core import Gateway
 from llmray.serve.embedder import Embedded, Embedder
-from llmray.serve.engine import DeadlineExceededError, Engine, EngineLoad, EngineRequest, TokenEvent
+from llmray.serve.engine import Engine, EngineLoad, EngineRequest, TokenEvent
 from llmray.serve.gateway import create_app
 from llmray.serve.ports import (
     Key,
@@ -102,8 +103,6 @@ class ModelReplica:
         self._engine = make_engine()
         self._routing = routing
         self._channel = ChannelServer(self.answer)
-        self._port: int | None = None
-        self._opening = asyncio.Lock()
         self._admission = Admission(objective, clock=time.monotonic)
         self._first_tokens = FirstTokens()
         self._traces = traces_to_collector("llmray-model")
@@ -111,13 +110,11 @@ class ModelReplica:
 
     async def door(self) -> Door:
         """Where requests are taken."""
-        async with self._opening:
-            if self._port is None:
-                self._port = await self._channel.listen(ray.util.get_node_ip_address())
+        host = ray.util.get_node_ip_address()
         return Door(
             replica=serve.get_replica_context().replica_id.unique_id,
-            host=ray.util.get_node_ip_address(),
-            port=self._port,
+            host=host,
+            port=await self._channel.listen(host),
             secret=self._channel.secret,
             routing=self._routing,
             under_way=len(self._channel.answering),
@@ -133,16 +130,12 @@ class ModelReplica:
             UnavailableError: the engine is closed.
         """
         place = self._admission.enter(request, self._engine.load())
-        limit = asyncio.timeout(request.timeout_s)
+        deadline = None if request.timeout_s is None else asyncio.get_running_loop().time() + request.timeout_s
         try:
-            async with limit, aclosing(self._events(request)) as events:
+            async with in_time(deadline), aclosing(self._events(request)) as events:
                 async for event in events:
                     place.answered(event.prompt_tokens)
                     send(event)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise DeadlineExceededError(f"the {request.timeout_s:g} s that the request allows are over") from error
         finally:
             place.leave()
 
@@ -165,15 +158,15 @@ class ModelReplica:
 
     def __del__(self) -> Coroutine[Any, Any, None] | None:
         """Serve awaits this when it ends a replica, and ends its process only then, or after `graceful_shutdown_timeout_s`."""
-        if getattr(self, "_port", None) is None:  # nobody came in; or the engine failed to start
-            self._close()
-            return None
-        self._port = None
-        return self._leave()
+        channel: ChannelServer | None = getattr(self, "_channel", None)  # None where the engine failed to start
+        if channel is not None and channel.listens and not channel.leaving:
+            return self._leave(channel)
+        self._close()
+        return None
 
-    async def _leave(self) -> None:
+    async def _leave(self, channel: ChannelServer) -> None:
         try:
-            await self._channel.leave()
+            await channel.leave()
         finally:
             self._close()
 

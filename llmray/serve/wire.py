@@ -11,6 +11,7 @@ import pickle
 import secrets
 import socket
 import struct
+from abc import ABC, abstractmethod
 from typing import Any, cast
 
 PROOF_BYTES = 32
@@ -19,7 +20,7 @@ _VANISHED_S = 25
 """A machine that is gone without a word is noticed after this long."""
 
 
-class Peer(asyncio.Protocol):
+class Peer(asyncio.Protocol, ABC):
     """Either end of a connection: first the proofs, then frames."""
 
     def __init__(self) -> None:
@@ -57,13 +58,13 @@ class Peer(asyncio.Protocol):
             self.receive(pickle.loads(frame))  # noqa: S301 - only of those who know the secret
         del self._buffer[:start]
 
+    @abstractmethod
     def greet(self, said: bytearray) -> None:
         """Look at what came before the other end is known, take away what was read, and set `known`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def receive(self, frame: Any) -> None:
         """One frame of the other end's."""
-        raise NotImplementedError
 
     @property
     def closing(self) -> bool:
